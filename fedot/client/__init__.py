@@ -1,0 +1,1 @@
+"""What happens at a data owner's site."""

@@ -1,0 +1,1 @@
+"""Building, distilling and shipping the emulator."""

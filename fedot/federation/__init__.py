@@ -1,0 +1,1 @@
+"""One run: rounds, server state, plug-in at the end."""

@@ -1,0 +1,113 @@
+"""The frozen types that cross rooms and, later, the wire. No torch here.
+
+A payload is bytes made by `fedot.compression.codec`; only its reader knows what is inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+__all__ = [
+    "ClientFailure",
+    "ClientInfo",
+    "ClientResult",
+    "Progress",
+    "RoundTask",
+    "Stored",
+    "digest_of",
+    "no_progress",
+]
+
+Progress = Callable[[str, int, int], None]
+"""Called as `progress(stage, done, total)`; how it is shown is `fedot.console`'s business."""
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """Show nothing: for tests and library use."""
+
+
+def digest_of(payload: bytes) -> str:
+    """SHA-256 of a payload as 64 hex digits: its identity in journal, ledger and wire."""
+    return sha256(payload).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class ClientInfo:
+    """A data owner as the server sees it: a name and the data set it declared, no counts."""
+
+    name: str
+    dataset_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundTask:
+    """What the server asks of every client in a cohort.
+
+    Attributes:
+        run_id: names the run in every ledger and journal.
+        round: counted from 1.
+        state: payload with the adapter's tensors before this round.
+        planned_rounds: by client name, how many rounds of this run the client is drawn for at
+            most; its noise is calibrated so that all of them stay within its target epsilon.
+        deadline_s: seconds a client may take, or None.
+    """
+
+    run_id: str
+    round: int
+    state: bytes = field(repr=False)
+    planned_rounds: dict[str, int] = field(default_factory=dict)
+    deadline_s: float | None = None
+
+    @property
+    def task_id(self) -> str:
+        """Unique over runs."""
+        return f"{self.run_id}/{self.round}"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An encoded update as it lies on the client's disk: what is charged and sent."""
+
+    payload: bytes = field(repr=False)
+    digest: str
+    bytes_after: dict[str, int]
+    """Bytes after each operator of the chain, in order; the last is the payload's size."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientResult:
+    """One client's update for one round.
+
+    Attributes:
+        epsilon: what the client's ledger has spent on this data set so far, None without DP.
+        bytes_after: bytes after each operator of the chain (`float32` first).
+        received_bytes: bytes of state that the client took in for this round.
+    """
+
+    client: str
+    round: int
+    payload: bytes = field(repr=False)
+    digest: str
+    epsilon: float | None
+    bytes_after: dict[str, int]
+    received_bytes: int
+
+    def metadata(self) -> dict[str, Any]:
+        """What the journal keeps beside the payload."""
+        return {
+            "epsilon": self.epsilon,
+            "bytes_after": self.bytes_after,
+            "received_bytes": self.received_bytes,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ClientFailure:
+    """Why a client has no update in a round; the reason holds no data."""
+
+    client: str
+    round: int
+    reason: str

@@ -1,0 +1,1 @@
+"""What runs federations to learn something."""
