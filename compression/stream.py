@@ -70,7 +70,10 @@ def write_payload(
     def pack(bounds: tuple[int, int]) -> PackedFrame:
         start, end = bounds
         dither = dither_for(seed, start // FRAME_VALUES)
-        return codec.pack(layout.gather(flat, start, end), dither)
+        try:
+            return codec.pack(layout.gather(flat, start, end), dither)
+        except OverflowError as error:
+            raise ValueError(f"{layout.first_unsendable(flat, start, end)!r}: {error}") from error
 
     manifest = write_manifest(chain, spec)
     out.write(manifest)
@@ -129,7 +132,9 @@ class IncomingPayload:
 
         def unpack(frame: tuple[int, int, bytes, list[bytes]]) -> None:
             start, end, head, bodies = frame
-            layout.scatter(codec.unpack(head, bodies, end - start), flat, start, end)
+            window = layout.window(flat, start, end)
+            codec.unpack(head, bodies, window)
+            layout.scatter(window, flat, start, end)
 
         for _ in _in_order(unpack, frames(), _threads(workers, layout.total)):
             pass
