@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fedot.compression.chain import Chain, Step, plan, text_of
+from fedot.compression.files import decode_to_file, encode_file, spec_of_file
 from fedot.compression.layout import DTYPES, empty_tensor
 from fedot.compression.manifest import TensorSpec
 from fedot.compression.stream import IncomingPayload, Readable, Writable, write_payload
@@ -28,11 +29,14 @@ __all__ = [
     "TensorSpec",
     "decode",
     "decode_from",
+    "decode_to_file",
     "encode",
+    "encode_file",
     "encode_to",
     "encode_with_feedback",
     "plan",
     "spec_of",
+    "spec_of_file",
     "text_of",
 ]
 

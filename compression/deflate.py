@@ -21,6 +21,7 @@ Buffer = bytes | memoryview
 
 _SAMPLE = 4096
 _WORTHWHILE = 0.995
+_MAX_WINDOW = 2**21
 _RAW, _GZIP = -15, 31
 
 
@@ -91,7 +92,9 @@ def _unzstd(data: bytes, most: int) -> bytes:
         claimed = zstandard.get_frame_parameters(data).content_size
         if not 0 < claimed <= most:
             raise WireError(f"a section claims {claimed} bytes; it may have 1 to {most}.")
-        return zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
+        return zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).decompress(
+            data, allow_extra_data=False
+        )
     except zstandard.ZstdError as error:
         raise WireError(f"a section is not valid zstd ({error}); it must be sent anew.") from error
 

@@ -38,12 +38,12 @@ class Layout:
 
     def gather(self, flat: Mapping[str, Tensor], start: int, end: int) -> Floats:
         """A frame's values as float32; a view where they lie in one float32 tensor."""
-        pieces = [_values(flat[name][part]) for name, part, _ in self._pieces(start, end)]
+        pieces = [_values(flat[name][part]) for name, part, _ in self.pieces(start, end)]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def window(self, flat: Mapping[str, Tensor], start: int, end: int) -> Floats:
         """Where to write a frame's values: in the tensor itself, if it is one of float32."""
-        name, part, within = next(self._pieces(start, end))
+        name, part, within = next(self.pieces(start, end))
         if within.stop == end - start and flat[name].dtype == torch.float32:
             return flat[name][part].numpy()
         return np.empty(end - start, dtype=np.float32)
@@ -54,7 +54,7 @@ class Layout:
         Raises:
             WireError: a value does not fit into the tensor's dtype.
         """
-        for name, part, within in self._pieces(start, end):
+        for name, part, within in self.pieces(start, end):
             if not _put(window[within], flat[name][part]):
                 raise WireError(
                     f"a value for {name!r} is too large for float16, the dtype that is expected "
@@ -65,11 +65,11 @@ class Layout:
         """The tensor to blame for a frame that may not be sent."""
         return next(
             name
-            for name, part, _ in self._pieces(start, end)
+            for name, part, _ in self.pieces(start, end)
             if not largest_size(_values(flat[name][part])) <= MAX_SENT
         )
 
-    def _pieces(self, start: int, end: int) -> Iterator[tuple[str, slice, slice]]:
+    def pieces(self, start: int, end: int) -> Iterator[tuple[str, slice, slice]]:
         """Tensor, part of it, part of the frame: for every tensor that the frame touches."""
         number, first = bisect_right(self._starts, start) - 1, start
         while start < end:
