@@ -14,8 +14,7 @@ import zlib
 
 import zstandard
 
-Spec = dict[str, tuple[str, list[int]]]
-Params = dict[str, str]
+Chain = dict[str, dict[str, str]]
 
 NF4 = [
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
@@ -26,11 +25,7 @@ NF4 = [
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
 
-def float32(value: float) -> float:
-    return struct.unpack("<f", struct.pack("<f", value))[0]
-
-
-def read(payload: bytes, spec: Spec) -> dict[str, list[float]]:
+def read(payload: bytes, spec: dict[str, tuple[str, list[int]]]) -> dict[str, list[float]]:
     """Values of each tensor, in row-major order."""
     magic, version, text_length, digest = struct.unpack_from("<5sBH32s", payload)
     end = 40 + text_length
@@ -48,19 +43,16 @@ def read(payload: bytes, spec: Spec) -> dict[str, list[float]]:
         more, at = frame(payload, at, n, chain)
         values += more
     assert at == len(payload)
-    starts = [sum(counts[:number]) for number in range(len(counts))]
-    return {
-        name: values[start : start + count]
-        for name, start, count in zip(sorted(spec), starts, counts, strict=True)
-    }
+    left = iter(values)
+    return {n: [next(left) for _ in range(c)] for n, c in zip(sorted(spec), counts, strict=True)}
 
 
-def steps(text: str) -> dict[str, Params]:
+def steps(text: str) -> Chain:
     found = re.findall(r"(\w+)(?:\(([^)]*)\))?", text)
     return {n: dict(p.split("=") for p in inside.split(",") if p) for n, inside in found}
 
 
-def frame(payload: bytes, at: int, n: int, chain: dict[str, Params]) -> tuple[list[float], int]:
+def frame(payload: bytes, at: int, n: int, chain: Chain) -> tuple[list[float], int]:
     operator = next(name for name in chain if name in (*WIDTH, "nf4"))
     planes = WIDTH[operator] if "planes" in chain else 0
     num_sections = ("top_k" in chain) + ("block" in chain[operator]) + (planes or 1)
@@ -89,11 +81,11 @@ def frame(payload: bytes, at: int, n: int, chain: dict[str, Params]) -> tuple[li
     body = bytes(b for code in zip(*sections, strict=True) for b in code) if planes else sections[0]
     values = [0.0] * n
     for position, code, scale in zip(positions, codes(operator, body), scales, strict=False):
-        values[position] = float32(code * scale)
+        values[position] = struct.unpack("<f", struct.pack("<f", code * scale))[0]
     return values, at
 
 
-def unpacked(body: bytes, chain: dict[str, Params]) -> bytes:
+def unpacked(body: bytes, chain: Chain) -> bytes:
     if "zstd" in chain:
         return zstandard.ZstdDecompressor().decompress(body)
     return zlib.decompress(body, -15 if "deflate" in chain else 31)
