@@ -1,0 +1,98 @@
+"""The entropy coders: DEFLATE, gzip and zstd, each section a whole standard stream.
+
+Encoding uses isal (igzip), and zlib-ng's Huffman-only mode where a sample shows it to be smaller.
+Decoding stops one byte past the size that the section may have, so a bomb is met by its first MiB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import zstandard
+from isal import igzip_lib, isal_zlib
+from zlib_ng import zlib_ng
+
+from fedot.errors import WireError
+
+__all__ = ["CODERS", "Coder"]
+
+Buffer = bytes | memoryview
+
+_SAMPLE = 8192
+_RAW, _GZIP = -15, 31
+
+
+@dataclass(frozen=True, slots=True)
+class Coder:
+    """A pair of pure functions.
+
+    Attributes:
+        encode: bytes, level -> a whole stream.
+        decode: a whole stream, most bytes that may come out -> bytes; raises `WireError`.
+    """
+
+    encode: Callable[[Buffer, int], bytes]
+    decode: Callable[[bytes, int], bytes]
+
+
+def _deflate(data: Buffer, level: int) -> bytes:
+    return _smaller(data, level, igzip_lib.COMP_DEFLATE, _RAW)
+
+
+def _gzip(data: Buffer, level: int) -> bytes:
+    return _smaller(data, level, igzip_lib.COMP_GZIP, _GZIP)
+
+
+def _smaller(data: Buffer, level: int, flag: int, wbits: int) -> bytes:
+    """Compress with whichever encoder makes less of a sample from the middle."""
+    start = max(0, (len(data) - _SAMPLE) // 2)
+    sample = data[start : start + _SAMPLE]
+    fast = len(igzip_lib.compress(sample, level, flag))
+    if len(_huffman(sample, wbits)) < 0.97 * fast:
+        return _huffman(data, wbits)
+    result: bytes = igzip_lib.compress(data, level, flag)
+    return result
+
+
+def _huffman(data: Buffer, wbits: int) -> bytes:
+    """Symbols by their frequency, no search for repeats: best for the high bytes of floats."""
+    stream = zlib_ng.compressobj(1, zlib_ng.DEFLATED, wbits, 9, zlib_ng.Z_HUFFMAN_ONLY)
+    return stream.compress(data) + stream.flush()
+
+
+def _inflate(data: bytes, most: int, wbits: int) -> bytes:
+    stream = isal_zlib.decompressobj(wbits)
+    try:
+        raw: bytes = stream.decompress(data, most + 1)
+    except isal_zlib.error as error:  # type: ignore[misc]  # its stub calls the class an instance
+        raise WireError(
+            f"a section is not valid DEFLATE ({error}); it must be sent anew."
+        ) from error
+    if len(raw) > most:
+        raise WireError(f"a section unpacks to more than its {most} bytes; it is refused.")
+    if not stream.eof or stream.unused_data:
+        raise WireError("a section's DEFLATE stream is cut off or followed by other bytes.")
+    return raw
+
+
+def _zstd(data: Buffer, level: int) -> bytes:
+    return zstandard.ZstdCompressor(level=level).compress(data)
+
+
+def _unzstd(data: bytes, most: int) -> bytes:
+    try:
+        # The decompressor allocates what the stream claims, so the claim is checked first.
+        claimed = zstandard.get_frame_parameters(data).content_size
+        if not 0 < claimed <= most:
+            raise WireError(f"a section claims {claimed} bytes; it may have 1 to {most}.")
+        return zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise WireError(f"a section is not valid zstd ({error}); it must be sent anew.") from error
+
+
+CODERS: Mapping[str, Coder] = {
+    "deflate": Coder(_deflate, lambda data, most: _inflate(data, most, _RAW)),
+    "gzip": Coder(_gzip, lambda data, most: _inflate(data, most, _GZIP)),
+    "zstd": Coder(_zstd, _unzstd),
+}

@@ -1,0 +1,91 @@
+"""Where each tensor's values lie in the one long vector that frames are cut from."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fedot.compression.frames import FRAME_VALUES
+from fedot.compression.manifest import TensorSpec, num_values
+from fedot.compression.quantize import bfloat16_bits, check_bounded, from_bfloat16_bits
+from fedot.errors import WireError
+
+__all__ = ["DTYPES", "Layout"]
+
+Floats = npt.NDArray[np.float32]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Layout:
+    """Tensors laid end to end in the order of their names."""
+
+    def __init__(self, spec: Mapping[str, TensorSpec]) -> None:
+        self.names = sorted(spec)
+        self.total = num_values(spec)
+        self._starts = list(accumulate((spec[n].num_values for n in self.names), initial=0))
+
+    def frames(self) -> Iterator[tuple[int, int]]:
+        """First value and end of each frame."""
+        for start in range(0, self.total, FRAME_VALUES):
+            yield start, min(start + FRAME_VALUES, self.total)
+
+    def gather(self, flat: Mapping[str, Tensor], start: int, end: int) -> Floats:
+        """A frame's values as float32; a view where they lie in one float32 tensor.
+
+        Raises:
+            ValueError: a value is not finite, or too large to travel.
+        """
+        pieces = [(name, _values(flat[name][part])) for name, part, _ in self._pieces(start, end)]
+        for name, values in pieces:
+            if not check_bounded(values):
+                raise ValueError(f"{name!r} has values that are not finite or are above 2^40")
+        return pieces[0][1] if len(pieces) == 1 else np.concatenate([v for _, v in pieces])
+
+    def scatter(self, values: Floats, flat: Mapping[str, Tensor], start: int, end: int) -> None:
+        """Write a frame's values where they belong.
+
+        Raises:
+            WireError: a value does not fit into the tensor's dtype.
+        """
+        for name, part, within in self._pieces(start, end):
+            if not _put(values[within], flat[name][part]):
+                raise WireError(
+                    f"a value for {name!r} is too large for float16, the dtype that is expected "
+                    "of it. The sender must leave such an update out."
+                )
+
+    def _pieces(self, start: int, end: int) -> Iterator[tuple[str, slice, slice]]:
+        """Tensor, part of it, part of the frame: for every tensor that the frame touches."""
+        number, first = bisect_right(self._starts, start) - 1, start
+        while start < end:
+            begin, stop = self._starts[number], min(end, self._starts[number + 1])
+            if start < stop:
+                within = slice(start - first, stop - first)
+                yield self.names[number], slice(start - begin, stop - begin), within
+                start = stop
+            number += 1
+
+
+def _values(part: Tensor) -> Floats:
+    part = part.cpu()
+    if part.dtype == torch.bfloat16:
+        return from_bfloat16_bits(part.view(torch.uint16).numpy())
+    return part.numpy().astype(np.float32, copy=False)
+
+
+def _put(values: Floats, part: Tensor) -> bool:
+    """Cast to the tensor's dtype; False when a value does not fit."""
+    if part.dtype == torch.bfloat16:
+        part.view(torch.uint16).numpy()[:] = bfloat16_bits(values)
+        return True
+    target = part.numpy()
+    with np.errstate(over="ignore"):
+        target[:] = values
+    return part.dtype == torch.float32 or bool(np.isfinite(target).all())

@@ -1,0 +1,65 @@
+"""Planning chains: what is filled in, what is refused, and with which reason."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedot.compression.chain import Step, plan, text_of
+from fedot.errors import ConfigError
+
+
+def test_left_out_parameters_are_filled_in_and_make_equal_chains() -> None:
+    short = plan(Step("top_k"), Step("int8"), Step("deflate"))
+    full = plan(
+        Step("top_k", {"keep_ratio": 0.1}),
+        Step("int8", {"rounding": "nearest", "block": 256}),
+        Step("deflate", {"level": 1}),
+    )
+    assert short == full
+    assert hash(short) == hash(full)
+    text = "top_k(keep_ratio=0.1)+int8(block=256,rounding=nearest)+deflate(level=1)"
+    assert text_of(short) == text
+    assert plan(*short) == short
+
+
+def test_a_whole_keep_ratio_is_the_same_number() -> None:
+    assert plan(Step("top_k", {"keep_ratio": 1}), Step("float32")) == plan(
+        Step("top_k", {"keep_ratio": 1.0}), Step("float32")
+    )
+
+
+@pytest.mark.parametrize(
+    ("steps", "reason"),
+    [
+        ((), "does not say how values travel"),
+        ((Step("deflate"),), "does not say how values travel"),
+        ((Step("top_k"),), "does not say how values travel"),
+        ((Step("int8"), Step("bfloat16")), "both int8 and bfloat16"),
+        ((Step("float32"), Step("deflate"), Step("zstd")), "both deflate and zstd"),
+        ((Step("deflate"), Step("int8")), "int8 stands after deflate"),
+        ((Step("int8"), Step("top_k")), "top_k stands after int8"),
+        ((Step("float32"), Step("zstd"), Step("planes")), "planes stands after zstd"),
+        ((Step("int8"), Step("planes"), Step("zstd")), "a value of int8 has one byte"),
+        ((Step("nf4"), Step("planes"), Step("zstd")), "a value of nf4 has one byte"),
+        ((Step("bfloat16"), Step("planes")), "needs deflate, gzip or zstd"),
+        ((Step("int4"),), "no operator 'int4'"),
+        ((Step("int8", {"blocks": 64}),), "no parameter 'blocks'; it takes: block, rounding"),
+        ((Step("float32", {"block": 64}),), "it takes: none"),
+        ((Step("int8", {"block": 63}),), "int8.block is 63; it must be a whole number from 64"),
+        ((Step("int8", {"block": 4097}),), "int8.block is 4097"),
+        ((Step("int8", {"block": 256.0}),), "int8.block is 256.0"),
+        ((Step("int8", {"block": True}),), "int8.block is True"),
+        ((Step("int8", {"rounding": "up"}),), "it must be nearest or stochastic"),
+        ((Step("nf4", {"block": 100}),), "a power of two"),
+        ((Step("top_k", {"keep_ratio": 0}), Step("float32")), "above 0 and at most 1"),
+        ((Step("top_k", {"keep_ratio": 1.1}), Step("float32")), "above 0 and at most 1"),
+        ((Step("top_k", {"keep_ratio": float("nan")}), Step("float32")), "above 0"),
+        ((Step("int8"), Step("deflate", {"level": 0})), "deflate.level is 0"),
+        ((Step("int8"), Step("zstd", {"level": 20})), "zstd.level is 20"),
+    ],
+)
+def test_what_makes_no_chain_is_refused_with_the_reason(
+    steps: tuple[Step, ...], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        plan(*steps)
