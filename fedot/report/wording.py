@@ -1,0 +1,273 @@
+"""What a run's numbers mean, in sentences that a stranger understands.
+
+Design note: console and page say the same words, so they stand here once. A sentence claims no
+more than the files say: a difference within two standard errors is called no difference (the two
+errors taken as independent, which is careful, because both losses are of the same records), and a
+number that is missing is followed by the run's own reason.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fedot.report.formats import counted, epsilon_text, percent, signed
+from fedot.report.run_files import Quality, Summary
+
+__all__ = [
+    "LABELS",
+    "MEANINGS",
+    "KeyNumber",
+    "absent",
+    "alerts",
+    "headline",
+    "key_numbers",
+    "other_notes",
+    "privacy_sentence",
+]
+
+LABELS = {
+    "emulator_zero_shot": "emulator zero-shot",
+    "full_zero_shot": "full zero-shot",
+    "emulator_tuned": "emulator tuned",
+    "plug_in": "plug-in",
+    "full_tuned": "full tuned",
+}
+
+MEANINGS = {
+    "emulator_zero_shot": "what data owners receive",
+    "full_zero_shot": "the closed model, untuned",
+    "emulator_tuned": "what data owners could keep",
+    "plug_in": "the closed model, tuned by fedot",
+    "full_tuned": "ceiling: all records in one place",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class KeyNumber:
+    """A number with its plain meaning.
+
+    Attributes:
+        value: as a reader sees it; "not known" where it could not be had.
+        meaning: one or two sentences, or the reason why it is not known.
+    """
+
+    name: str
+    label: str
+    value: str
+    meaning: str
+
+
+def headline(summary: Summary) -> str:
+    """What happened, in one sentence."""
+    return f"{_who(summary)}; {_gain(summary)}; {_cost(summary)}."
+
+
+def alerts(summary: Summary) -> list[str]:
+    """What a reader must not miss; empty where there is nothing of the kind."""
+    found = [_privacy_alert(summary), _overspent(summary), _given_away(summary), _no_gain(summary)]
+    if summary.emulator is None:
+        found.append(
+            "No emulator was used: data owners received the full model itself, so nothing of it "
+            "was kept closed."
+        )
+    if summary.failures:
+        found.append(
+            f"An update that was asked for did not arrive {counted(summary.failures, 'time')}."
+        )
+    return [sentence for sentence in found if sentence]
+
+
+def key_numbers(summary: Summary) -> list[KeyNumber]:
+    """Recovery, plug-in advantage, leak margin and general gap, each with its meaning."""
+    return [_recovery(summary), _advantage(summary), _leak(summary), _gap(summary)]
+
+
+def absent(summary: Summary, name: str) -> str:
+    """Why a number is not known, in the run's own words where it gave any."""
+    reason = summary.notes.get(name)
+    return reason or "The run recorded no reason."
+
+
+def other_notes(summary: Summary) -> list[str]:
+    """Notes that stand beside no number of `key_numbers`."""
+    shown = {key for key in _KEYS if getattr(summary, key) is None}
+    return [
+        text if key == "privacy" else f"{_note_label(key)}: {text}"
+        for key, text in summary.notes.items()
+        if key not in shown
+    ]
+
+
+def privacy_sentence(summary: Summary) -> str:
+    """What differential privacy bounds in this run, or that nothing does."""
+    privacy = summary.privacy
+    if privacy.unit == "none":
+        return (
+            "Differential privacy was off (unit none): nothing bounds what an update reveals about "
+            "a record."
+        )
+    unit = {"example": "one record", "client": "one client's whole data"}.get(
+        privacy.unit, "one record, and one client's whole data apart"
+    )
+    delta = "not recorded" if privacy.delta is None else f"{privacy.delta:g}"
+    relation = f", neighbouring data: {privacy.neighbouring}" if privacy.neighbouring else ""
+    return f"Unit of privacy: {unit}; delta {delta}{relation}."
+
+
+_KEYS = ("recovery", "plug_in_advantage", "leak_margin", "general_gap")
+
+
+def _note_label(key: str) -> str:
+    return LABELS.get(key, key.replace("_", " "))
+
+
+def _who(summary: Summary) -> str:
+    owners = counted(summary.clients, "data owner").capitalize()
+    if summary.privacy.unit == "none":
+        return f"{owners} tuned this model by sending updates instead of records"
+    return f"{owners} tuned this model without showing their records"
+
+
+def _gain(summary: Summary) -> str:
+    share, before, after = summary.recovery, _number(summary, "full_zero_shot"), None
+    if share is not None and share > 1:
+        return f"the plugged-in model gained {percent(share)} of what full fine-tuning did"
+    if share is not None and share > 0:
+        return (
+            f"the plugged-in model got back {percent(share)} of what full fine-tuning on pooled "
+            "records would have gained"
+        )
+    after = _number(summary, "plug_in")
+    if before is None or after is None:
+        return "how good the plugged-in model is could not be measured"
+    if not _differ(before, after):
+        return "the plugged-in model is no better than the untuned one"
+    verb = "fell" if after.loss < before.loss else "rose"
+    return f"the model's loss {verb} from {before.loss:.3f} to {after.loss:.3f} nats per token"
+
+
+def _cost(summary: Summary) -> str:
+    privacy = summary.privacy
+    if privacy.unit == "none":
+        return "without differential privacy, the updates may reveal what they were trained on"
+    if not privacy.spent:
+        return "what it cost in privacy is not recorded"
+    most = epsilon_text(max(privacy.spent.values()))
+    if len(privacy.spent) < summary.clients:
+        return f"no owner with a recorded budget spent more than epsilon {most}"
+    return f"each owner spent at most epsilon {most}"
+
+
+def _recovery(summary: Summary) -> KeyNumber:
+    name, label, value = "recovery", "recovery", summary.recovery
+    if value is None:
+        return _unknown(summary, name, label)
+    if value <= 0:
+        meaning = "Tuning did not help: plug-in is no better than the untuned model."
+    elif value > 1:
+        meaning = "More than full fine-tuning on pooled records gained."
+    else:
+        meaning = "Part of full fine-tuning's gain, had without seeing the records."
+    return KeyNumber(name, label, percent(value), meaning)
+
+
+def _advantage(summary: Summary) -> KeyNumber:
+    name, label, value = "plug_in_advantage", "plug-in advantage", summary.plug_in_advantage
+    if value is None:
+        return _unknown(summary, name, label)
+    if value <= 0:
+        meaning = (
+            "The tuned emulator needs the closed model no more: for this task it is given away."
+        )
+    elif not _clear(summary, value, "emulator_tuned", "plug_in"):
+        meaning = "Within two standard errors: the closed model may add nothing to the emulator."
+    else:
+        meaning = (
+            "What an owner lacks who keeps the tuned emulator and leaves. Bounds only what was "
+            "tried here."
+        )
+    return KeyNumber(name, label, f"{signed(value)} nats", meaning)
+
+
+def _leak(summary: Summary) -> KeyNumber:
+    name, label, value = "leak_margin", "leak margin", summary.leak_margin
+    if value is None:
+        return _unknown(summary, name, label)
+    if not _clear(summary, value, "emulator_tuned", "full_zero_shot"):
+        meaning = "The tuned emulator is as good here as the closed model untuned."
+    elif value < 0:
+        meaning = (
+            "The tuned emulator beats the closed model untuned. Usual in a new domain, but known."
+        )
+    else:
+        meaning = "The tuned emulator stays behind even the untuned closed model."
+    return KeyNumber(name, label, f"{signed(value)} nats", meaning)
+
+
+def _gap(summary: Summary) -> KeyNumber:
+    name, label, value = "general_gap", "general gap", summary.general_gap
+    if value is None:
+        return _unknown(summary, name, label)
+    if value <= 0:
+        meaning = "On general text the emulator is as good as the closed model: it hides nothing."
+    else:
+        meaning = "How much worse the emulator is on general text: what stays with its owner."
+    return KeyNumber(name, label, f"{signed(value)} nats", meaning)
+
+
+def _unknown(summary: Summary, name: str, label: str) -> KeyNumber:
+    return KeyNumber(name, label, "not known", absent(summary, name))
+
+
+def _privacy_alert(summary: Summary) -> str:
+    if summary.privacy.unit == "none":
+        return privacy_sentence(summary)
+    if not summary.privacy.spent:
+        return f"No spent epsilon is recorded, so nothing is claimed. {absent(summary, 'privacy')}"
+    return ""
+
+
+def _overspent(summary: Summary) -> str:
+    target = summary.privacy.target_epsilon
+    over = [name for name, spent in summary.privacy.spent.items() if target and spent > target]
+    if not over:
+        return ""
+    return f"{counted(len(over), 'client').capitalize()} spent more than the target epsilon."
+
+
+def _given_away(summary: Summary) -> str:
+    value = summary.plug_in_advantage
+    if value is None or value > 0 or summary.emulator is None:
+        return ""
+    return (
+        f"The tuned emulator is as good as the plugged-in model or better (by {-value:.3f} nats per "
+        "token): whoever keeps it needs the closed model no more for this task."
+    )
+
+
+def _no_gain(summary: Summary) -> str:
+    before, after = _number(summary, "full_zero_shot"), _number(summary, "plug_in")
+    if before is None or after is None or after.loss >= before.loss and _differ(before, after):
+        worse = before is not None and after is not None
+        return "The plugged-in model is worse than the untuned one." if worse else ""
+    if _differ(before, after):
+        return ""
+    return "The plugged-in model cannot be told from the untuned one (two standard errors)."
+
+
+def _number(summary: Summary, name: str) -> Quality | None:
+    return summary.quality.get(name)
+
+
+def _differ(one: Quality, other: Quality) -> bool:
+    error = math.hypot(one.loss_se or 0, other.loss_se or 0)
+    return abs(one.loss - other.loss) > 2 * error
+
+
+def _clear(summary: Summary, value: float, one: str, other: str) -> bool:
+    """Whether a difference is more than two standard errors of what it was made from."""
+    first, second = _number(summary, one), _number(summary, other)
+    if first is None or second is None:
+        return True
+    return abs(value) > 2 * math.hypot(first.loss_se or 0, second.loss_se or 0)
