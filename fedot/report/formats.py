@@ -20,9 +20,7 @@ __all__ = [
     "signed",
 ]
 
-_WORDS = (
-    "no one two three four five six seven eight nine ten eleven twelve".split()  # fmt: skip
-)
+_WORDS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
 def counted(number: int, noun: str) -> str:

@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -211,7 +210,7 @@ def _records(summary: Summary) -> str:
     if not privacy.spent:
         return "Records are not sent. What their updates reveal is not recorded, so not claimed."
     return (
-        f"Records are not sent; what updates reveal is bounded by the epsilon below. "
+        f"Records are not sent; what updates reveal is bounded by epsilon. "
         f"{wording.privacy_sentence(summary)} A person with many records, or a fact that many "
         "records share, is protected less."
     )

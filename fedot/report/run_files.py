@@ -27,6 +27,7 @@ __all__ = [
     "RunFiles",
     "Summary",
     "read_run",
+    "round_from",
     "summary_from",
 ]
 
@@ -164,7 +165,8 @@ def read_run(run_dir: Path) -> RunFiles:
         raise ConfigError(
             f"{run_dir} is no directory; it must be what a run left in its --out. Name that one."
         )
-    summary = summary_from(_json(_text(run_dir, "summary.json"), run_dir / "summary.json"))
+    where = str(run_dir / "summary.json")
+    summary = summary_from(_json(_text(run_dir, "summary.json"), where), where)
     return RunFiles(summary, _rounds(run_dir), _config(run_dir))
 
 
@@ -175,6 +177,15 @@ def summary_from(raw: Any, where: str = "summary.json") -> Summary:
         ConfigError: a part is missing or has the wrong type.
     """
     return _checked(Summary, raw, where)
+
+
+def round_from(raw: Any, where: str = "metrics.jsonl") -> Round:
+    """Check what was read from a line of metrics.
+
+    Raises:
+        ConfigError: a part is missing or has the wrong type.
+    """
+    return _checked(Round, raw, where)
 
 
 PartT = TypeVar("PartT", bound=Part)
@@ -212,7 +223,7 @@ def _text(run_dir: Path, name: str) -> str:
         ) from error
 
 
-def _json(text: str, where: Path) -> Any:
+def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -227,7 +238,7 @@ def _rounds(run_dir: Path) -> tuple[Round, ...]:
     for number, line in enumerate(_text(run_dir, "metrics.jsonl").split("\n"), start=1):
         if line.strip():
             where = f"{path} line {number}"
-            metrics = _checked(Round, _json(line, Path(where)), where)
+            metrics = round_from(_json(line, where), where)
             # A resumed run may write a round twice; the later line is what happened.
             found[metrics.round] = metrics
     return tuple(found[key] for key in sorted(found))

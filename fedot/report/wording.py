@@ -9,6 +9,7 @@ number that is missing is followed by the run's own reason.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedot.report.formats import counted, epsilon_text, percent, signed
@@ -24,6 +25,7 @@ __all__ = [
     "key_numbers",
     "other_notes",
     "privacy_sentence",
+    "privacy_unit",
 ]
 
 LABELS = {
@@ -39,7 +41,7 @@ MEANINGS = {
     "full_zero_shot": "the closed model, untuned",
     "emulator_tuned": "what data owners could keep",
     "plug_in": "the closed model, tuned by fedot",
-    "full_tuned": "ceiling: all records in one place",
+    "full_tuned": "ceiling: all records pooled",
 }
 
 
@@ -49,13 +51,17 @@ class KeyNumber:
 
     Attributes:
         value: as a reader sees it; "not known" where it could not be had.
-        meaning: one or two sentences, or the reason why it is not known.
+        unit: of the value, empty where it has none.
+        meaning: one sentence, or the reason why the number is not known.
+        more: what else a reader with time should know; may be empty.
     """
 
     name: str
     label: str
     value: str
+    unit: str
     meaning: str
+    more: str = ""
 
 
 def headline(summary: Summary) -> str:
@@ -72,15 +78,19 @@ def alerts(summary: Summary) -> list[str]:
             "was kept closed."
         )
     if summary.failures:
-        found.append(
-            f"An update that was asked for did not arrive {counted(summary.failures, 'time')}."
-        )
+        missed = counted(summary.failures, "update").capitalize()
+        found.append(f"{missed} that the model owner asked for did not arrive.")
     return [sentence for sentence in found if sentence]
 
 
 def key_numbers(summary: Summary) -> list[KeyNumber]:
     """Recovery, plug-in advantage, leak margin and general gap, each with its meaning."""
-    return [_recovery(summary), _advantage(summary), _leak(summary), _gap(summary)]
+    return [
+        _recovery(summary),
+        _in_nats(summary, "plug_in_advantage", "plug-in advantage", _advantage),
+        _in_nats(summary, "leak_margin", "leak margin", _leak),
+        _in_nats(summary, "general_gap", "general gap", _gap),
+    ]
 
 
 def absent(summary: Summary, name: str) -> str:
@@ -107,12 +117,17 @@ def privacy_sentence(summary: Summary) -> str:
             "Differential privacy was off (unit none): nothing bounds what an update reveals about "
             "a record."
         )
+    relation = f", neighbouring data: {privacy.neighbouring}" if privacy.neighbouring else ""
+    return f"Unit of privacy: {privacy_unit(summary)}{relation}."
+
+
+def privacy_unit(summary: Summary) -> str:
+    """What one epsilon is about: "one record; delta 1e-05"."""
+    privacy = summary.privacy
     unit = {"example": "one record", "client": "one client's whole data"}.get(
         privacy.unit, "one record, and one client's whole data apart"
     )
-    delta = "not recorded" if privacy.delta is None else f"{privacy.delta:g}"
-    relation = f", neighbouring data: {privacy.neighbouring}" if privacy.neighbouring else ""
-    return f"Unit of privacy: {unit}; delta {delta}{relation}."
+    return f"{unit}; delta {'not recorded' if privacy.delta is None else f'{privacy.delta:g}'}"
 
 
 _KEYS = ("recovery", "plug_in_advantage", "leak_margin", "general_gap")
@@ -160,64 +175,60 @@ def _cost(summary: Summary) -> str:
 
 
 def _recovery(summary: Summary) -> KeyNumber:
-    name, label, value = "recovery", "recovery", summary.recovery
+    name, value = "recovery", summary.recovery
     if value is None:
-        return _unknown(summary, name, label)
+        return KeyNumber(name, name, "not known", "", absent(summary, name))
     if value <= 0:
         meaning = "Tuning did not help: plug-in is no better than the untuned model."
     elif value > 1:
         meaning = "More than full fine-tuning on pooled records gained."
     else:
         meaning = "Part of full fine-tuning's gain, had without seeing the records."
-    return KeyNumber(name, label, percent(value), meaning)
+    return KeyNumber(name, name, percent(value), "", meaning)
 
 
-def _advantage(summary: Summary) -> KeyNumber:
-    name, label, value = "plug_in_advantage", "plug-in advantage", summary.plug_in_advantage
+def _in_nats(
+    summary: Summary, name: str, label: str, meaning: Callable[[Summary, float], tuple[str, str]]
+) -> KeyNumber:
+    value: float | None = getattr(summary, name)
     if value is None:
-        return _unknown(summary, name, label)
-    if value <= 0:
-        meaning = (
-            "The tuned emulator needs the closed model no more: for this task it is given away."
-        )
-    elif not _clear(summary, value, "emulator_tuned", "plug_in"):
-        meaning = "Within two standard errors: the closed model may add nothing to the emulator."
+        return KeyNumber(name, label, "not known", "", absent(summary, name))
+    if summary.emulator is None:
+        said = ("No emulator was used: data owners hold the model itself.", "")
     else:
-        meaning = (
-            "What an owner lacks who keeps the tuned emulator and leaves. Bounds only what was "
-            "tried here."
-        )
-    return KeyNumber(name, label, f"{signed(value)} nats", meaning)
+        said = meaning(summary, value)
+    return KeyNumber(name, label, signed(value), "nats per token", *said)
 
 
-def _leak(summary: Summary) -> KeyNumber:
-    name, label, value = "leak_margin", "leak margin", summary.leak_margin
-    if value is None:
-        return _unknown(summary, name, label)
+def _advantage(summary: Summary, value: float) -> tuple[str, str]:
+    if value <= 0:
+        return "At or below zero: the closed model has been given away for this task.", ""
+    if not _clear(summary, value, "emulator_tuned", "plug_in"):
+        return "Within two standard errors: the closed model may add nothing to the emulator.", ""
+    return (
+        "What a data owner lacks who keeps the tuned emulator and leaves.",
+        "Measured for the emulator as tuned here; one who tunes harder may lack less.",
+    )
+
+
+def _leak(summary: Summary, value: float) -> tuple[str, str]:
     if not _clear(summary, value, "emulator_tuned", "full_zero_shot"):
-        meaning = "The tuned emulator is as good here as the closed model untuned."
-    elif value < 0:
-        meaning = (
-            "The tuned emulator beats the closed model untuned. Usual in a new domain, but known."
+        return "About zero: the tuned emulator is as good as the closed model untuned.", ""
+    if value < 0:
+        return (
+            "Below zero: the tuned emulator beats the closed model untuned.",
+            "Usual when the domain is new; to be known, not hidden.",
         )
-    else:
-        meaning = "The tuned emulator stays behind even the untuned closed model."
-    return KeyNumber(name, label, f"{signed(value)} nats", meaning)
+    return "Above zero: the tuned emulator stays behind even the untuned closed model.", ""
 
 
-def _gap(summary: Summary) -> KeyNumber:
-    name, label, value = "general_gap", "general gap", summary.general_gap
-    if value is None:
-        return _unknown(summary, name, label)
+def _gap(summary: Summary, value: float) -> tuple[str, str]:
     if value <= 0:
-        meaning = "On general text the emulator is as good as the closed model: it hides nothing."
-    else:
-        meaning = "How much worse the emulator is on general text: what stays with its owner."
-    return KeyNumber(name, label, f"{signed(value)} nats", meaning)
-
-
-def _unknown(summary: Summary, name: str, label: str) -> KeyNumber:
-    return KeyNumber(name, label, "not known", absent(summary, name))
+        return "The untuned emulator is as good as the closed model on its owner's own text.", ""
+    return (
+        "How much worse the untuned emulator is on the model owner's own text.",
+        "Near zero, the emulator alone would be as good as the closed model.",
+    )
 
 
 def _privacy_alert(summary: Summary) -> str:
@@ -241,19 +252,19 @@ def _given_away(summary: Summary) -> str:
     if value is None or value > 0 or summary.emulator is None:
         return ""
     return (
-        f"The tuned emulator is as good as the plugged-in model or better (by {-value:.3f} nats per "
-        "token): whoever keeps it needs the closed model no more for this task."
+        f"The tuned emulator is as good as the plugged-in model or better (by "
+        f"{-value:.3f} nats per token): whoever keeps it needs the closed model no more for "
+        "this task."
     )
 
 
 def _no_gain(summary: Summary) -> str:
     before, after = _number(summary, "full_zero_shot"), _number(summary, "plug_in")
-    if before is None or after is None or after.loss >= before.loss and _differ(before, after):
-        worse = before is not None and after is not None
-        return "The plugged-in model is worse than the untuned one." if worse else ""
-    if _differ(before, after):
+    if before is None or after is None:
         return ""
-    return "The plugged-in model cannot be told from the untuned one (two standard errors)."
+    if not _differ(before, after):
+        return "The plugged-in model cannot be told from the untuned one (two standard errors)."
+    return "The plugged-in model is worse than the untuned one." if after.loss > before.loss else ""
 
 
 def _number(summary: Summary, name: str) -> Quality | None:
