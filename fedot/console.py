@@ -228,17 +228,14 @@ def _list_of(notes: Iterable[tuple[str, str]]) -> Table:
 
 def _quality(summary: Summary) -> Table:
     from fedot.report.run_files import NUMBERS
-    from fedot.report.wording import LABELS, MEANINGS
+    from fedot.report.wording import LABELS, meaning_of
 
     table = _new_table(
         ("held-out loss", 18), ("nats ± SE", 13), ("perplexity", 10), ("what it is", None)
     )
     for name in NUMBERS:
-        number = summary.quality.get(name)
-        meaning = MEANINGS[name]
-        if number is None and name in summary.notes:
-            meaning += f" (not known: {summary.notes[name]})"
-        _add(table, LABELS[name], *_loss_cells(number), meaning, bold=name == "plug_in")
+        cells = _loss_cells(summary.quality.get(name))
+        _add(table, LABELS[name], *cells, meaning_of(summary, name), bold=name == "plug_in")
     return table
 
 

@@ -77,7 +77,7 @@ def render(files: RunFiles) -> str:
         notes=wording.other_notes(summary),
         NUMBERS=NUMBERS,
         LABELS=wording.LABELS,
-        MEANINGS=wording.MEANINGS,
+        meaning_of=wording.meaning_of,
         f=formats,
     )
 
@@ -113,21 +113,20 @@ def _loss(files: RunFiles) -> Picture:
     return _picture(
         "Loss by round",
         svg,
-        _loss_caption(series),
+        _loss_caption(series, with_levels=bool(zero_shot or full_tuned)),
         f"No loss was measured during the rounds. {wording.absent(files.summary, 'loss')}",
     )
 
 
-def _loss_caption(series: dict[str, list[tuple[int, float]]]) -> str:
-    if series["proxy"] and not (series["plug_in"] or series["emulator"]):
-        return (
-            "Measured on the model owner's proxy text. The grey lines are measured on other "
-            "records: compare slopes, not heights."
-        )
-    words = "Measured on held-out records; the grey lines are the closed model by itself."
+def _loss_caption(series: dict[str, list[tuple[int, float]]], *, with_levels: bool) -> str:
+    words = []
+    if series["plug_in"] or series["emulator"]:
+        words.append("Measured on held-out records.")
+    if with_levels:
+        words.append("Grey lines: the full model by itself, on held-out records.")
     if series["proxy"]:
-        words += " The owner's proxy text is other text: compare slopes, not heights."
-    return words
+        words.append("The owner's proxy text is other text: compare slopes, not heights.")
+    return " ".join(words)
 
 
 def _points(rounds: Iterable[Round], name: str) -> list[tuple[int, float]]:
@@ -154,7 +153,7 @@ def _bytes(summary: Summary) -> Picture:
     return _picture(
         "Bytes of the updates",
         plots.bytes_per_operator(after),
-        "All updates of all rounds, after each step of compression; per cent of plain float32.",
+        "All updates of all rounds after each step of compression, and the part of float32 left.",
         "No update was sent.",
     )
 

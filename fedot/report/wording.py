@@ -17,12 +17,12 @@ from fedot.report.run_files import Quality, Summary
 
 __all__ = [
     "LABELS",
-    "MEANINGS",
     "KeyNumber",
     "absent",
     "alerts",
     "headline",
     "key_numbers",
+    "meaning_of",
     "other_notes",
     "privacy_sentence",
     "privacy_unit",
@@ -36,7 +36,7 @@ LABELS = {
     "full_tuned": "full tuned",
 }
 
-MEANINGS = {
+_MEANINGS = {
     "emulator_zero_shot": "what data owners receive",
     "full_zero_shot": "the closed model, untuned",
     "emulator_tuned": "what data owners could keep",
@@ -93,15 +93,26 @@ def key_numbers(summary: Summary) -> list[KeyNumber]:
     ]
 
 
+def meaning_of(summary: Summary, name: str) -> str:
+    """What one of the five numbers is, and why it is not known where it is not."""
+    meaning = _MEANINGS[name]
+    if summary.emulator is None:
+        meaning = meaning.replace("closed model", "model")
+    if summary.quality.get(name) is None and name in summary.notes:
+        meaning += f" (not known: {summary.notes[name].rstrip('.')})"
+    return meaning
+
+
 def absent(summary: Summary, name: str) -> str:
     """Why a number is not known, in the run's own words where it gave any."""
     reason = summary.notes.get(name)
-    return reason or "The run recorded no reason."
+    return reason[:1].upper() + reason[1:] if reason else "The run recorded no reason."
 
 
 def other_notes(summary: Summary) -> list[str]:
     """Notes that stand beside no number of `key_numbers`."""
     shown = {key for key in _KEYS if getattr(summary, key) is None}
+    shown |= {name for name in LABELS if summary.quality.get(name) is None}
     return [
         text if key == "privacy" else f"{_note_label(key)}: {text}"
         for key, text in summary.notes.items()
@@ -171,7 +182,7 @@ def _cost(summary: Summary) -> str:
     most = epsilon_text(max(privacy.spent.values()))
     if len(privacy.spent) < summary.clients:
         return f"no owner with a recorded budget spent more than epsilon {most}"
-    return f"each owner spent at most epsilon {most}"
+    return f"{'the' if summary.clients == 1 else 'each'} owner spent at most epsilon {most}"
 
 
 def _recovery(summary: Summary) -> KeyNumber:
