@@ -1,7 +1,7 @@
 """Real text that is on every machine: the Python documentation and standard library.
 
 The general part (what a model owner pretrains on) is the language reference that ships as
-`pydoc_data.topics` plus modules that no client owns. A client's record is one definition of its
+`pydoc_data.topics` plus some modules that no client owns. A client's record is one definition of its
 packages: a function, a method, or a class's head. No text stands in two records, of whoever.
 """
 
@@ -11,9 +11,10 @@ import ast
 import importlib
 import sysconfig
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 from fedot.errors import ConfigError
 
@@ -35,6 +36,7 @@ _LEFT_OUT = {
     "pip", "_pyrepl",
 }  # fmt: skip
 _SHORTEST_RECORD = 80
+_MODULES_PER_DOCUMENTATION = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +44,12 @@ class LibraryText:
     """Everything the demo reads.
 
     Attributes:
-        documents: the language reference's sections.
-        modules: sources of modules that nobody owns.
+        general: sections of the language reference and modules that nobody owns, shuffled.
         proxy: definitions of the owner's proxy packages.
         clients: client name -> its definitions.
     """
 
-    documents: tuple[str, ...]
-    modules: tuple[str, ...]
+    general: tuple[str, ...]
     proxy: tuple[str, ...]
     clients: dict[str, tuple[str, ...]]
 
@@ -74,14 +74,27 @@ def library_text() -> LibraryText:
     }
     proxy = _definitions(library, PROXY_PACKAGES, seen)
     owned = {package for packages in CLIENT_PACKAGES.values() for package in packages}
-    modules = tuple(_sources(library, without=owned.union(PROXY_PACKAGES)))
+    modules = list(_sources(library, without=owned.union(PROXY_PACKAGES)))
     if not modules or min(map(len, clients.values())) < 8:
         raise ConfigError(
             f"the standard library at {library} has no sources (.py), which the demo reads. Use "
             "another Python, or your own text: fedot demo --data DIR"
         )
-    documents = tuple(topics[name] for name in sorted(topics))
-    return LibraryText(documents, modules, proxy, clients)
+    return LibraryText(_general(topics, modules), proxy, clients)
+
+
+def _general(topics: Mapping[str, str], modules: list[str]) -> tuple[str, ...]:
+    """All documentation, and about as much source again, in an order of chance."""
+    rng = Random(0)
+    rng.shuffle(modules)
+    texts = list(topics.values())
+    room = sum(map(len, texts)) * _MODULES_PER_DOCUMENTATION
+    for source in modules:
+        if len(source) <= room:
+            texts.append(source)
+            room -= len(source)
+    rng.shuffle(texts)
+    return tuple(texts)
 
 
 def _definitions(library: Path, packages: Sequence[str], seen: set[str]) -> tuple[str, ...]:
@@ -103,11 +116,11 @@ def _definitions_in(source: str) -> Iterator[str]:
     except SyntaxError:
         return
     lines = source.splitlines(keepends=True)
-    for first, last in _spans(tree, len(lines)):
+    for first, last in _spans(tree):
         yield textwrap.dedent("".join(lines[first - 1 : last])).strip()
 
 
-def _spans(node: ast.AST, _end: int) -> Iterator[tuple[int, int]]:
+def _spans(node: ast.AST) -> Iterator[tuple[int, int]]:
     """Line numbers of definitions: functions whole, classes up to their first method."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -120,9 +133,9 @@ def _spans(node: ast.AST, _end: int) -> Iterator[tuple[int, int]]:
             ]
             end = min(inner) - 1 if inner else child.end_lineno or child.lineno
             yield _first_line(child), end
-            yield from _spans(child, end)
+            yield from _spans(child)
         elif isinstance(child, ast.If | ast.Try):
-            yield from _spans(child, _end)
+            yield from _spans(child)
 
 
 def _first_line(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> int:

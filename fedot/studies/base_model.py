@@ -45,8 +45,6 @@ class Recipe:
     batch_size: int = 16
     num_tokens: int = 128
     learning_rate: float = 1e-2
-    document_ratio: float = 0.5
-    """Part of a batch that is documentation; the rest is library source."""
 
 
 def cache_folder() -> Path:
@@ -57,22 +55,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fedot"
 
 
-def pretrained(
-    recipe: Recipe, documents: Sequence[str], modules: Sequence[str], progress: Progress
-) -> Path:
+def pretrained(recipe: Recipe, texts: Sequence[str], progress: Progress) -> Path:
     """The base model's checkpoint directory, made now if it is not cached.
 
     Args:
         recipe: sizes and steps.
-        documents: prose to train on.
-        modules: source code to train on; may be empty.
+        texts: what to train on.
         progress: is told after every step.
     """
-    folder = cache_folder() / f"base-{_key(recipe, [*documents, *modules])}"
+    folder = cache_folder() / f"base-{_key(recipe, texts)}"
     if (folder / "config.json").is_file():
         return folder
-    tokenizer = _train_tokenizer(recipe, [*documents, *modules])
-    model = _train_model(recipe, tokenizer, documents, modules, progress)
+    tokenizer = _train_tokenizer(recipe, texts)
+    model = _train_model(recipe, tokenizer, texts, progress)
     draft = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     model.save_pretrained(str(draft))
     tokenizer.save_pretrained(str(draft))
@@ -110,26 +105,19 @@ def _train_tokenizer(recipe: Recipe, texts: Sequence[str]) -> PreTrainedTokenize
 def _train_model(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerFast,
-    documents: Sequence[str],
-    modules: Sequence[str],
+    texts: Sequence[str],
     progress: Progress,
 ) -> LlamaForCausalLM:
     model = _new_model(recipe, tokenizer)
     optimizers = _optimizers(model, recipe.learning_rate)
-    streams = [_stream(tokenizer, texts) for texts in (documents, modules) if texts]
-    shares = [recipe.document_ratio, 1 - recipe.document_ratio] if len(streams) == 2 else [1.0]
-    counts = [round(share * recipe.batch_size) for share in shares]
+    stream = _stream(tokenizer, texts)
     rng = torch.Generator().manual_seed(0)
     model.train()
     for step in range(recipe.num_steps):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * _trapezoid(step, recipe.num_steps)
-        windows = [
-            _windows(stream, count, recipe.num_tokens, rng)
-            for stream, count in zip(streams, counts, strict=True)
-        ]
-        ids = torch.cat(windows)
+        ids = _windows(stream, recipe.batch_size, recipe.num_tokens, rng)
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits
         F.cross_entropy(logits.transpose(1, 2), ids[:, 1:]).backward()
         nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)
