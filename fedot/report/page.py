@@ -91,9 +91,8 @@ def _replace(path: Path, text: str) -> None:
         # A temporary file is private; a page is as readable as what stands beside it.
         temporary.chmod((path.parent / "summary.json").stat().st_mode & 0o666)
         temporary.replace(path)
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
 def _pictures(files: RunFiles) -> list[Picture]:

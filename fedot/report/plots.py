@@ -171,13 +171,15 @@ def epsilon_per_client(
         return None
     names = sorted(spent, key=lambda name: -spent[name]) if len(spent) > MOST_CLIENTS else spent
     chosen = list(names)[:MOST_CLIENTS]
+    steps = by_round or {}
+    every = epsilon_step(max(map(len, steps.values()), default=0))
     with drawn_alike():
         figure, axes = new_figure(
             max(120.0, 60.0 + min(34.0, 14.0 + 60 / len(chosen)) * len(chosen))
         )
         axes.barh(range(len(chosen)), [spent[name] for name in chosen], height=0.62, color=PLUG_IN)
         for row, name in enumerate(chosen):
-            _cut(axes, row, (by_round or {}).get(name, ()), spent[name])
+            _cut(axes, row, steps.get(name, ())[every - 1 :: every], spent[name])
             _write_beside(axes, spent[name], row, epsilon_text(spent[name]))
         axes.set_yticks(range(len(chosen)), [shortened(name, _NAME_LENGTH) for name in chosen])
         axes.set_ylim(len(chosen) - 0.4, -0.6)
@@ -256,8 +258,7 @@ def _write_beside(axes: Axes, value: float, row: int, text: str) -> None:
 
 
 def _cut(axes: Axes, row: int, steps: Sequence[float], spent: float) -> None:
-    every = epsilon_step(len(steps))
-    cuts = [value for value in steps[every - 1 :: every] if 0 < value < spent]
+    cuts = [value for value in steps if 0 < value < spent]
     axes.vlines(cuts, row - 0.31, row + 0.31, color=PAPER, linewidth=1.2)
 
 
