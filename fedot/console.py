@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
     from rich.table import Table
 
+    from fedot.federation.estimate import Estimate
     from fedot.report.run_files import Quality, Round, Summary
 
 __all__ = ["Console"]
@@ -112,6 +113,24 @@ class Console:
         if notes:
             self._out.print()
             self._out.print(_list_of(notes), width=width)
+
+    def estimate_table(self, cost: Estimate) -> None:
+        """What a run would cost, for `--dry-run`."""
+        table = _new_table(("estimate", 21), ("value", 17), ("what it is", None))
+        for row in _estimate_rows(cost):
+            _add(table, *row)
+        self._out.print(table, width=min(self._out.width, _WIDEST))
+
+    def side_by_side(self, prompt: str, answers: Mapping[str, str]) -> None:
+        """One prompt, and what each model adds to it."""
+        from rich.rule import Rule
+        from rich.text import Text
+
+        width = min(self._out.width, _WIDEST)
+        for title, text in {"prompt": prompt, **answers}.items():
+            self._out.print(Rule(title, align="left", style="dim"), width=width)
+            for line in text.splitlines():
+                self._out.print(Text(printable(line)), width=width)
 
     def info(self, message: str) -> None:
         """Plain lines on standard output."""
@@ -280,6 +299,24 @@ def _epsilon_rows(summary: Summary) -> Iterable[tuple[str, str, str]]:
             meaning = ""
         if hidden > 0:
             yield f"epsilon, {hidden} others", f"at most {epsilon_text(shown[-hidden][1])}", ""
+
+
+def _estimate_rows(cost: Estimate) -> Iterable[tuple[str, str, str]]:
+    sizes = f"of {cost.full_parameters:,} in the full model"
+    yield "emulator parameters", f"{cost.emulator_parameters:,}", sizes
+    yield "adapter parameters", f"{cost.adapter_parameters:,}", "What trains and travels."
+    yield "memory, client", in_bytes(cost.client_bytes), "About; weights and training together."
+    yield "memory, simulation", in_bytes(cost.server_bytes), "About; full model, emulator, client."
+    yield "time", in_seconds(cost.seconds), "About, on this machine, measured on a few records."
+    ratio = percent(cost.sent_bytes / cost.float32_bytes)
+    meaning = f"All updates, {ratio} of them as float32 (measured on noise)."
+    yield "bytes sent", in_bytes(cost.sent_bytes), meaning
+    yield "bytes received", in_bytes(cost.received_bytes), "All states; the bundle apart."
+    if not cost.epsilon:
+        yield "epsilon", "no DP", "privacy.unit is none: nothing bounds what updates tell."
+    for name, epsilon in cost.epsilon.items():
+        noise = f"Noise multiplier {cost.noise_multiplier[name]:.3f}."
+        yield f"epsilon {name}", epsilon_text(epsilon), noise
 
 
 def _bytes_cells(summary: Summary) -> tuple[str, str]:

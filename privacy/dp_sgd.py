@@ -95,7 +95,7 @@ def private_step(
         micro_batches: each returns the sum of its rows' losses, a scalar.
     """
     for number, loss_of in enumerate(micro_batches, start=1):
-        loss_of().backward()  # type: ignore[no-untyped-call]
+        loss_of().backward()
         optimizer.signal_skip_step(do_skip=number < len(micro_batches))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -67,7 +67,7 @@ def train(
         for part in rows.split(settings.micro_batch_size):
             with _autocast(adapter.model, settings):
                 losses = sequence_losses(adapter.model, records.take(part))
-            (losses.sum() / len(rows)).backward()  # type: ignore[no-untyped-call]
+            (losses.sum() / len(rows)).backward()
         nn.utils.clip_grad_norm_(adapter.parameters.values(), max_norm=1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

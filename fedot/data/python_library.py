@@ -1,8 +1,8 @@
 """Real text that is on every machine: the Python documentation and standard library.
 
 The general part (what a model owner pretrains on) is the language reference that ships as
-`pydoc_data.topics` plus some modules that no client owns. A client's record is one definition of its
-packages: a function, a method, or a class's head. No text stands in two records, of whoever.
+`pydoc_data.topics` plus some modules that no client owns. A client's record is one definition of
+its packages: a function, a method, or a class's head. No text stands in two records, of whoever.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _LEFT_OUT = {
     "pip", "_pyrepl",
 }  # fmt: skip
 _SHORTEST_RECORD = 80
-_MODULES_PER_DOCUMENTATION = 1.5
+_MODULES_PER_DOCUMENTATION = 4.0
 
 
 @dataclass(frozen=True, slots=True)

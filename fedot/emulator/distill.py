@@ -61,13 +61,14 @@ def distill(
             group["lr"] = learning_rate * _warm_cosine(step, num_steps)
         rows = torch.randint(len(text), (batch_size,), generator=rng)
         loss = _loss(full, emulator, num_end_blocks, text.ids[rows], hidden_weight)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(middle, max_norm=1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         progress("distil the emulator", step + 1, num_steps)
     emulator.requires_grad_(False)
-    emulator.to(full.dtype).eval()
+    nn.Module.to(emulator, full.dtype)
+    emulator.eval()
 
 
 def _loss(
@@ -90,7 +91,8 @@ def _loss(
     match = ((teacher - student) / scale).square().mean()
     logits = got.logits[:, :-1].float()
     language = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:])
-    return language + hidden_weight * match
+    loss: Tensor = language + hidden_weight * match
+    return loss
 
 
 def _middle_parameters(emulator: PreTrainedModel, num_end_blocks: int) -> list[nn.Parameter]:

@@ -17,7 +17,7 @@ from fedot.config import Config, to_yaml
 from fedot.errors import ConfigError
 from fedot.journal import Journal, write_durably
 
-__all__ = ["RunFolder", "check_out", "open_run"]
+__all__ = ["RunFolder", "check_out", "open_run", "refuse_existing"]
 
 CONFIG_FILE = "config.yaml"
 JOURNAL_FILE = "journal.sqlite"
@@ -54,8 +54,7 @@ def check_out(config: Config, out: Path, resume: bool) -> None:
     Raises:
         ConfigError: says which, and what to do.
     """
-    if not resume and out.exists():
-        raise ConfigError(f"{out} exists; add --resume to go on with it, or name another --out.")
+    refuse_existing(out, resume)
     if not resume:
         return
     if not (out / CONFIG_FILE).is_file():
@@ -67,6 +66,12 @@ def check_out(config: Config, out: Path, resume: bool) -> None:
             f"{out} was started with another {odd}; a run cannot change it half way. Use the same "
             "config, or name another --out."
         )
+
+
+def refuse_existing(out: Path, resume: bool) -> None:
+    """Refuse to write over what is at `out`, before anything costly is done for it."""
+    if not resume and out.exists():
+        raise ConfigError(f"{out} exists; add --resume to go on with it, or name another --out.")
 
 
 @contextmanager

@@ -169,8 +169,9 @@ def _check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_t
         raise ConfigError(
             f"data.max_tokens is {max_tokens}; the model reads at most {limit} tokens."
         )
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+    embedded = model.config.vocab_size
+    if len(tokenizer) > embedded:
         raise ConfigError(
-            f"the tokenizer has {len(tokenizer)} tokens and the model embeds "
-            f"{model.get_input_embeddings().weight.shape[0]}; they do not belong together."
+            f"the tokenizer has {len(tokenizer)} tokens and the model embeds {embedded}; they do "
+            "not belong together."
         )

@@ -124,8 +124,8 @@ def blocks_of(num_blocks: int, wanted: str | Sequence[int], num_end_blocks: int)
     if wanted == "ends":
         if 2 * num_end_blocks > num_blocks:
             raise ConfigError(
-                f"adapter.num_end_blocks is {num_end_blocks}; the model has {num_blocks} blocks, so "
-                f"it must be at most {num_blocks // 2}."
+                f"adapter.num_end_blocks is {num_end_blocks}; the model has {num_blocks} blocks, "
+                f"so it must be at most {num_blocks // 2}."
             )
         last = range(num_blocks - num_end_blocks, num_blocks)
         return (*range(num_end_blocks), *last)
@@ -174,13 +174,14 @@ def attach(
     to_full = dict(enumerate(layer_map))
     if spec.kind == "lora":
         return _attach_lora(model, spec, anatomy, to_full, seed)
-    chosen = {}
+    chosen: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         index, _ = anatomy.split_name(name)
         if spec.kind == "full" or (index is not None and to_full[index] in spec.blocks):
             # Small steps are lost in bfloat16: what trains is float32, autocast does the rest.
             parameter.data = parameter.data.float()
-            chosen[anatomy.renumber(name, to_full)] = parameter.requires_grad_(True)
+            chosen[anatomy.renumber(name, to_full)] = parameter
+            parameter.requires_grad_(True)
     return Adapter(model, spec, chosen)
 
 

@@ -139,7 +139,8 @@ def shallower(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
     small.load_state_dict(state, strict=True)
     small.generation_config = copy.deepcopy(model.generation_config)
     device = next(model.parameters()).device
-    result: PreTrainedModel = small.to(device).eval()
+    nn.Module.to(small, device)
+    result: PreTrainedModel = small.eval()
     return result
 
 
@@ -160,7 +161,8 @@ def load_model(path: str, dtype: str = "float32", device: str = "cpu") -> PreTra
             f"cannot load the checkpoint {path}: {type(error).__name__}: {reason}. It must be a "
             "readable Hugging Face checkpoint with *.safetensors weights."
         ) from error
-    loaded: PreTrainedModel = model.to(device).eval()
+    nn.Module.to(model, device)
+    loaded: PreTrainedModel = model.eval()
     return loaded
 
 

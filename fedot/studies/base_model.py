@@ -125,7 +125,8 @@ def _train_model(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         progress("pretrain the base model (once)", step + 1, recipe.num_steps)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -149,7 +150,8 @@ def _new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCa
 
 def _optimizers(model: nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for embeddings and norms."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         inner = parameter.ndim == 2 and "embed" not in name
         (matrices if inner else others).append(parameter)
