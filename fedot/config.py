@@ -58,9 +58,10 @@ class DataConfig(Section):
         min_length=1, description="client name: file (.jsonl .json .csv .parquet .txt)"
     )
     owner_text: str | None = Field(
-        None,
-        description="the model owner's own text: distils the emulator, measures the general gap, "
-        "and chooses the best round",
+        None, description="the model owner's own text: distils the emulator, measures general_gap"
+    )
+    proxy: str | None = Field(
+        None, description="the owner's own stand-in for the task: chooses the best round under DP"
     )
     text_field: str = Field("text", description="field of a record that holds its text")
     max_tokens: int = Field(128, ge=8, description="a record is cut off after so many tokens")
@@ -287,8 +288,8 @@ def _paths_from(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
     if isinstance(data, dict):
         if isinstance(data.get("clients"), dict):
             data["clients"] = {k: resolve(v) for k, v in data["clients"].items()}
-        if "owner_text" in data:
-            data["owner_text"] = resolve(data["owner_text"])
+        for key in {"owner_text", "proxy"} & data.keys():
+            data[key] = resolve(data[key])
     if isinstance(model, dict) and "path" in model:
         model["path"] = resolve(model["path"])
     return raw

@@ -5,10 +5,12 @@ A payload is bytes made by `fedot.compression.codec`; only its reader knows what
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
+
+from fedot.config import PayloadConfig, PrivacyConfig, TrainingConfig
 
 __all__ = [
     "ClientFailure",
@@ -16,7 +18,6 @@ __all__ = [
     "ClientResult",
     "Progress",
     "RoundTask",
-    "Stored",
     "digest_of",
     "no_progress",
 ]
@@ -50,31 +51,31 @@ class RoundTask:
         run_id: names the run in every ledger and journal.
         round: counted from 1.
         state: payload with the adapter's tensors before this round.
-        planned_rounds: by client name, how many rounds of this run the client is drawn for at
-            most; its noise is calibrated so that all of them stay within its target epsilon.
+        learning_rate: of this round.
+        training: steps and batch sizes.
+        privacy: what the update may reveal; the client's own policy wins over it.
+        payload: the chains that both sides use.
+        planned_rounds: by client name, for how many rounds of this run it is drawn at most; its
+            noise is calibrated so that all of them stay within its target epsilon.
+        seed: of the order of records where there is no DP; a DP client ignores it.
         deadline_s: seconds a client may take, or None.
     """
 
     run_id: str
     round: int
     state: bytes = field(repr=False)
-    planned_rounds: dict[str, int] = field(default_factory=dict)
+    learning_rate: float
+    training: TrainingConfig
+    privacy: PrivacyConfig
+    payload: PayloadConfig
+    planned_rounds: Mapping[str, int]
+    seed: int = 0
     deadline_s: float | None = None
 
     @property
     def task_id(self) -> str:
-        """Unique over runs."""
+        """Unique over runs; the key in a ledger."""
         return f"{self.run_id}/{self.round}"
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """An encoded update as it lies on the client's disk: what is charged and sent."""
-
-    payload: bytes = field(repr=False)
-    digest: str
-    bytes_after: dict[str, int]
-    """Bytes after each operator of the chain, in order; the last is the payload's size."""
 
 
 @dataclass(frozen=True, slots=True)

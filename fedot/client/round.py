@@ -1,0 +1,169 @@
+"""One round at a site, start to end: reserve, train, store, charge; the caller sends.
+
+A kill at any point is safe. Before the update is stored nothing has left, so the round trains again
+under the reservation it holds. After that the stored bytes are what is charged and sent, whatever
+happens; the round is never trained twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedot.client.chains import state_chain, update_chain
+from fedot.client.training import PrivateSettings, TrainingSettings, train, train_privately
+from fedot.compression.codec import decode, encode, spec_of
+from fedot.data.tokenize import Sequences
+from fedot.journal import write_durably
+from fedot.messages import ClientInfo, ClientResult, RoundTask, digest_of
+from fedot.models.adapters import Adapter
+from fedot.privacy.accounting import SampledGaussian, calibrate_noise
+from fedot.privacy.ledger import Ledger
+from fedot.privacy.noise import NoiseSource
+from fedot.seeds import derive_seed
+
+__all__ = ["Site", "run_round"]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One data owner's side.
+
+    Attributes:
+        info: name and data set id.
+        records: what it trains on; never leaves.
+        folder: its ledger and stored updates.
+    """
+
+    info: ClientInfo
+    records: Sequences
+    folder: Path
+
+    @property
+    def ledger(self) -> Ledger:
+        """What this site has spent."""
+        return Ledger(self.folder / "ledger.jsonl")
+
+
+def run_round(
+    site: Site,
+    adapter: Adapter,
+    task: RoundTask,
+    autocast: bool = False,
+    make_noise: Callable[[], NoiseSource] = NoiseSource.from_os,
+) -> ClientResult:
+    """Do one task and return what is to be sent.
+
+    Args:
+        site: whose records and ledger.
+        adapter: on the bundle's model; its tensors are overwritten.
+        task: what the server asks.
+        autocast: compute in bfloat16.
+        make_noise: a fresh source per round; anything but the default is for tests.
+
+    Raises:
+        BudgetError: the data set's budget does not allow the round; nothing was trained.
+        WireError: the state that the server sent is not this adapter's.
+    """
+    event = privacy_event(site, task)
+    stored = _stored(site, task)
+    if stored is None:
+        if event is not None:
+            site.ledger.reserve(
+                task.task_id,
+                site.info.dataset_id,
+                event,
+                task.privacy.target_epsilon,
+                task.privacy.delta,
+            )
+        update = _trained_update(site, adapter, task, event, autocast, make_noise)
+        stored = _store(site, task, update)
+    payload, bytes_after = stored
+    epsilon = None
+    if event is not None:
+        site.ledger.charge(task.task_id, digest_of(payload))
+        epsilon = site.ledger.epsilon(site.info.dataset_id, task.privacy.delta)
+    return ClientResult(
+        client=site.info.name,
+        round=task.round,
+        payload=payload,
+        digest=digest_of(payload),
+        epsilon=epsilon,
+        bytes_after=bytes_after,
+        received_bytes=len(task.state),
+    )
+
+
+def privacy_event(site: Site, task: RoundTask) -> SampledGaussian | None:
+    """What one round costs this site; None without DP."""
+    if task.privacy.unit == "none":
+        return None
+    sampling_prob = min(1.0, task.training.batch_size / len(site.records))
+    steps = task.training.steps_per_round
+    noise_multiplier = calibrate_noise(
+        sampling_prob,
+        steps * task.planned_rounds[site.info.name],
+        task.privacy.target_epsilon,
+        task.privacy.delta,
+    )
+    return SampledGaussian(sampling_prob, noise_multiplier, steps)
+
+
+def _trained_update(
+    site: Site,
+    adapter: Adapter,
+    task: RoundTask,
+    event: SampledGaussian | None,
+    autocast: bool,
+    make_noise: Callable[[], NoiseSource],
+) -> dict[str, Tensor]:
+    before = decode(task.state, spec_of(adapter.state()), allowed=[state_chain(task.payload)])
+    adapter.load(before)
+    settings = TrainingSettings(
+        num_steps=task.training.steps_per_round,
+        batch_size=task.training.batch_size,
+        micro_batch_size=task.training.micro_batch_size,
+        learning_rate=task.learning_rate,
+        weight_decay=task.training.weight_decay,
+        autocast=autocast,
+    )
+    if event is None:
+        seed = derive_seed(task.seed, "order", site.info.name, task.round)
+        train(adapter, site.records, settings, torch.Generator().manual_seed(seed))
+    else:
+        private = PrivateSettings(
+            event.sampling_prob, event.noise_multiplier, task.privacy.l2_clip_norm
+        )
+        train_privately(adapter, site.records, settings, private, make_noise())
+    return {name: after - before[name] for name, after in adapter.state().items()}
+
+
+def _update_path(site: Site, task: RoundTask) -> Path:
+    return site.folder / "updates" / f"{task.task_id.replace('/', '-')}.update"
+
+
+def _stored(site: Site, task: RoundTask) -> tuple[bytes, dict[str, int]] | None:
+    path = _update_path(site, task)
+    if not path.exists():
+        return None
+    return path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
+
+
+def _store(
+    site: Site, task: RoundTask, update: Mapping[str, Tensor]
+) -> tuple[bytes, dict[str, int]]:
+    """Encode and keep; older rounds' updates were sent long ago and go."""
+    encoded = encode(update, update_chain(task.payload))
+    path = _update_path(site, task)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for old in path.parent.iterdir():
+        old.unlink()
+    # The payload comes last: while it is missing, nothing counts as stored.
+    write_durably(path.with_suffix(".json"), json.dumps(encoded.bytes_after).encode())
+    write_durably(path, encoded.payload)
+    return encoded.payload, encoded.bytes_after

@@ -1,0 +1,336 @@
+"""What a person at a terminal sees. This is the only file that prints.
+
+Design note: bars only on a terminal; into a file or a pipe goes one plain line when a stage starts
+and one when it ends. rich is imported on first use, so that `fedot --help` stays quick. Client
+names and notes were written by others: they are printed as they are, never read as markup, and
+without anything that could move the cursor.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import cached_property
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TextIO
+
+from fedot.report.formats import (
+    epsilon_text,
+    in_bytes,
+    in_seconds,
+    loss_text,
+    percent,
+    printable,
+    shortened,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.progress import Progress, TaskID
+    from rich.table import Table
+
+    from fedot.federation.estimate import Estimate
+    from fedot.report.run_files import Quality, Round, Summary
+
+__all__ = ["Console"]
+
+_WIDEST = 100
+_NAME_LENGTH = 21
+_MOST_CLIENTS = 8
+_LOSSES = {"plug_in": "plug-in", "emulator": "emulator"}
+
+
+class Console:
+    """Prints progress, rounds, results and errors; a context manager that leaves no bar behind.
+
+    Args:
+        file: where it prints; None means standard output.
+        error_file: where errors go; None means standard error.
+        force_terminal: None finds out whether `file` is a terminal.
+        width: columns; None takes the terminal's, or 80.
+    """
+
+    def __init__(
+        self,
+        *,
+        file: TextIO | None = None,
+        error_file: TextIO | None = None,
+        force_terminal: bool | None = None,
+        width: int | None = None,
+    ) -> None:
+        self._file = file
+        self._error_file = error_file
+        self._force_terminal = force_terminal
+        self._width = width
+        self._since: dict[str, float] = {}
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Show how far a stage is: a `fedot.messages.Progress`.
+
+        A stage starts when it is first named and ends when `done` reaches `total`. One that runs
+        inside another ends without a trace on a terminal.
+        """
+        stage = printable(stage)
+        ended = done >= total > 0
+        started = stage not in self._since
+        self._since.setdefault(stage, monotonic())
+        if self._out.is_terminal:
+            self._move_bar(stage, done, total)
+        elif started and not ended:
+            self.info(f"{stage} ...")
+        if ended:
+            self._end(stage)
+
+    def round_line(self, metrics: Mapping[str, Any]) -> None:
+        """One line for one round, from what stands in its line of `metrics.jsonl`."""
+        from fedot.report.run_files import round_from
+
+        self.info("  ".join(_round_parts(round_from(metrics))))
+
+    def summary_table(self, summary: Mapping[str, Any]) -> None:
+        """The results of a run with their meaning, for a reader who knows nothing of it."""
+        from rich.text import Text
+
+        from fedot.report.run_files import summary_from
+        from fedot.report.wording import alerts, headline, other_notes
+
+        checked = summary_from(summary)
+        self.close()
+        width = min(self._out.width, _WIDEST)
+        for part in (Text(headline(checked), "bold"), _quality(checked), _results(checked)):
+            self._out.print()
+            self._out.print(part, width=width)
+        notes = [("!", text) for text in alerts(checked)]
+        notes += [("-", text) for text in other_notes(checked)]
+        if notes:
+            self._out.print()
+            self._out.print(_list_of(notes), width=width)
+
+    def estimate_table(self, cost: Estimate) -> None:
+        """What a run would cost, for `--dry-run`."""
+        table = _new_table(("estimate", 21), ("value", 17), ("what it is", None))
+        for row in _estimate_rows(cost):
+            _add(table, *row)
+        self._out.print(table, width=min(self._out.width, _WIDEST))
+
+    def side_by_side(self, prompt: str, answers: Mapping[str, str]) -> None:
+        """One prompt, and what each model adds to it."""
+        from rich.rule import Rule
+        from rich.text import Text
+
+        width = min(self._out.width, _WIDEST)
+        for title, text in {"prompt": prompt, **answers}.items():
+            self._out.print(Rule(title, align="left", style="dim"), width=width)
+            for line in text.splitlines():
+                self._out.print(Text(printable(line)), width=width)
+
+    def info(self, message: str) -> None:
+        """Plain lines on standard output."""
+        for line in message.splitlines():
+            self._out.print(printable(line), soft_wrap=True)
+
+    def error(self, message: str) -> None:
+        """One line on standard error that starts with `error:`; takes bars down first."""
+        self.close()
+        print(f"error: {printable(message)}", file=self._error_file or sys.stderr)
+
+    def close(self) -> None:
+        """Take down what moves; stages that had not ended are forgotten."""
+        self._since.clear()
+        if self._tasks:
+            self._bars.stop()
+            for task in self._tasks.values():
+                self._bars.remove_task(task)
+            self._tasks.clear()
+
+    @cached_property
+    def _out(self) -> RichConsole:
+        from rich.console import Console as RichConsole
+
+        file = self._file or sys.stdout
+        with suppress(AttributeError):
+            # An old terminal's encoding must not turn the end of a long run into a traceback.
+            file.reconfigure(errors="replace")  # type: ignore[union-attr]
+        return RichConsole(
+            file=self._file,
+            force_terminal=self._force_terminal,
+            width=self._width,
+            markup=False,
+            emoji=False,
+            highlight=False,
+        )
+
+    @cached_property
+    def _bars(self) -> Progress:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        return Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            console=self._out,
+            transient=True,
+            refresh_per_second=4,
+        )
+
+    def _move_bar(self, stage: str, done: int, total: int) -> None:
+        known = total if total > 0 else None
+        if stage in self._tasks:
+            self._bars.update(self._tasks[stage], completed=done, total=known)
+            return
+        if not self._tasks:
+            self._bars.start()
+        self._tasks[stage] = self._bars.add_task(shortened(stage, 36), total=known, completed=done)
+
+    def _end(self, stage: str) -> None:
+        seconds = monotonic() - self._since.pop(stage)
+        task = self._tasks.pop(stage, None)
+        if task is not None:
+            self._bars.remove_task(task)
+            if self._tasks:
+                return
+            self._bars.stop()
+        self.info(f"{stage}: {in_seconds(seconds)}")
+
+
+def _round_parts(metrics: Round) -> Iterable[str]:
+    yield f"round {metrics.round:>3}" if metrics.round else "at first "
+    losses = {label: metrics.loss.get(name) for name, label in _LOSSES.items()}
+    if not any(loss is not None for loss in losses.values()):
+        losses = {"proxy loss": metrics.loss.get("proxy")}
+    yield from (f"{label} {loss:.3f}" for label, loss in losses.items() if loss is not None)
+    if metrics.sent_bytes:
+        yield f"{in_bytes(metrics.sent_bytes)} sent"
+    if metrics.highest_epsilon is not None:
+        yield f"epsilon {epsilon_text(metrics.highest_epsilon)}"
+    if metrics.seconds is not None:
+        yield in_seconds(metrics.seconds)
+    if metrics.failed:
+        yield f"no update from {', '.join(metrics.failed)}"
+
+
+def _new_table(*columns: tuple[str, int | None]) -> Table:
+    """A plain table; a column of width None takes the room that is left."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1, 0, 0), show_edge=False)
+    for title, width in columns:
+        table.add_column(title, width=width, overflow="fold", ratio=None if width else 1)
+    return table
+
+
+def _list_of(notes: Iterable[tuple[str, str]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 1))
+    for sign, text in notes:
+        table.add_row(sign, Text(text))
+    return table
+
+
+def _quality(summary: Summary) -> Table:
+    from fedot.report.run_files import NUMBERS
+    from fedot.report.wording import LABELS, meaning_of
+
+    table = _new_table(
+        ("held-out loss", 18), ("nats ± SE", 13), ("perplexity", 10), ("what it is", None)
+    )
+    for name in NUMBERS:
+        cells = _loss_cells(summary.quality.get(name))
+        _add(table, LABELS[name], *cells, meaning_of(summary, name), bold=name == "plug_in")
+    return table
+
+
+def _loss_cells(number: Quality | None) -> tuple[str, str]:
+    if number is None:
+        return "not known", ""
+    perplexity = "" if number.perplexity is None else f"{number.perplexity:.4g}"
+    return loss_text(number.loss, number.loss_se), perplexity
+
+
+def _results(summary: Summary) -> Table:
+    from fedot.report.wording import key_numbers
+
+    table = _new_table(("result", 21), ("value", 17), ("what it means", None))
+    for number in key_numbers(summary):
+        value = number.value + (" nats" if number.unit else "")
+        _add(table, number.label, value, number.meaning)
+    for row in _epsilon_rows(summary):
+        _add(table, *row)
+    _add(table, "bytes of updates", *_bytes_cells(summary))
+    parts = {stage: seconds for stage, seconds in summary.seconds.items() if seconds is not None}
+    spent = ", ".join(f"{stage} {in_seconds(seconds)}" for stage, seconds in parts.items())
+    _add(table, "time", in_seconds(sum(parts.values())) if parts else "not known", spent)
+    return table
+
+
+def _epsilon_rows(summary: Summary) -> Iterable[tuple[str, str, str]]:
+    from fedot.report.wording import absent, privacy_sentence, privacy_unit
+
+    privacy = summary.privacy
+    meaning = f"Bounds what updates reveal about {privacy_unit(summary)}."
+    if privacy.unit == "none":
+        yield "epsilon", "no DP", privacy_sentence(summary)
+    elif not privacy.spent:
+        yield "epsilon", "not known", absent(summary, "privacy")
+    else:
+        target = f" of {privacy.target_epsilon:g}" if privacy.target_epsilon is not None else ""
+        shown = sorted(privacy.spent.items(), key=lambda pair: -pair[1])
+        hidden = len(shown) - _MOST_CLIENTS
+        for name, epsilon in shown[:_MOST_CLIENTS] if hidden > 0 else privacy.spent.items():
+            yield f"epsilon {name}", epsilon_text(epsilon) + target, meaning
+            meaning = ""
+        if hidden > 0:
+            yield f"epsilon, {hidden} others", f"at most {epsilon_text(shown[-hidden][1])}", ""
+
+
+def _estimate_rows(cost: Estimate) -> Iterable[tuple[str, str, str]]:
+    sizes = f"of {cost.full_parameters:,} in the full model"
+    yield "emulator parameters", f"{cost.emulator_parameters:,}", sizes
+    yield "adapter parameters", f"{cost.adapter_parameters:,}", "What trains and travels."
+    yield "memory, client", in_bytes(cost.client_bytes), "About; weights and training together."
+    yield "memory, simulation", in_bytes(cost.server_bytes), "About; full model, emulator, client."
+    yield "time", in_seconds(cost.seconds), "About, on this machine, measured on a few records."
+    ratio = percent(cost.sent_bytes / cost.float32_bytes)
+    meaning = f"All updates, {ratio} of them as float32 (measured on noise)."
+    yield "bytes sent", in_bytes(cost.sent_bytes), meaning
+    yield "bytes received", in_bytes(cost.received_bytes), "All states; the bundle apart."
+    if not cost.epsilon:
+        yield "epsilon", "no DP", "privacy.unit is none: nothing bounds what updates tell."
+    for name, epsilon in cost.epsilon.items():
+        noise = f"Noise multiplier {cost.noise_multiplier[name]:.3f}."
+        yield f"epsilon {name}", epsilon_text(epsilon), noise
+
+
+def _bytes_cells(summary: Summary) -> tuple[str, str]:
+    wire = summary.wire
+    if not wire.float32_bytes:
+        return "none", "No update was sent."
+    value = f"{in_bytes(wire.sent_bytes)} of {in_bytes(wire.float32_bytes)}"
+    ratio = percent(wire.sent_bytes / wire.float32_bytes)
+    return value, f"Sent: {ratio} of the same updates as float32."
+
+
+def _add(table: Table, *cells: str, bold: bool = False) -> None:
+    from rich.text import Text
+
+    first, *rest = cells
+    texts = [Text(shortened(first, _NAME_LENGTH)), *map(Text, rest)]
+    table.add_row(*texts, style="bold" if bold else None)

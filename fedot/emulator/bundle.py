@@ -1,0 +1,132 @@
+"""The bundle: what a data owner gets instead of the full model.
+
+A directory with an ordinary shallower checkpoint (plain `transformers` loads it), its tokenizer and
+`fedot-bundle.json`. Only safetensors and JSON are read, never code, and every file is checked
+against its digest before anything is loaded from it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fedot.errors import ConfigError, WireError
+from fedot.models.adapters import AdapterSpec
+from fedot.models.anatomy import load_model
+
+__all__ = ["Bundle", "read_bundle", "write_bundle"]
+
+MANIFEST = "fedot-bundle.json"
+FORMAT_VERSION = 1
+# A peer chose these names: nothing but plain weights, JSON and tokenizer text is ever opened.
+ALLOWED_SUFFIXES = {".safetensors", ".json", ".jinja", ".txt", ".model"}
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A checked bundle on disk.
+
+    Attributes:
+        folder: where it is.
+        layer_map: the full model's number of each of the emulator's blocks.
+        adapter: what trains, in full-model coordinates.
+        num_bytes: all files together.
+        built: how the emulator was made, for people.
+    """
+
+    folder: Path
+    layer_map: tuple[int, ...]
+    adapter: AdapterSpec
+    num_bytes: int
+    built: Mapping[str, Any]
+
+    def load(self, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
+        """The emulator (or the full model, where there is no emulator)."""
+        return load_model(str(self.folder), dtype, device)
+
+
+def write_bundle(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    layer_map: tuple[int, ...],
+    adapter: AdapterSpec,
+    built: Mapping[str, Any],
+) -> Bundle:
+    """Write a bundle; it is at `folder` whole or not at all."""
+    draft = folder.with_name(folder.name + ".part")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    model.save_pretrained(str(draft))
+    tokenizer.save_pretrained(str(draft))
+    files = {path.name: _sha256(path) for path in sorted(draft.iterdir())}
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "layer_map": list(layer_map),
+        "adapter": adapter.to_json(),
+        "built": dict(built),
+        "files": files,
+        # Set when a bundle leaves for a site, and when a leakage audit was made.
+        "signature": None,
+        "leakage_report": None,
+    }
+    (draft / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    os.replace(draft, folder)
+    return read_bundle(folder)
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Check a bundle's files against its manifest.
+
+    Raises:
+        ConfigError: there is no bundle at `folder`.
+        WireError: a file is missing, unknown, of another kind, or not what its digest says.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"there is no bundle at {folder}: {MANIFEST} is missing.") from error
+    except ValueError as error:
+        raise WireError(f"{folder / MANIFEST} is not valid JSON; get the bundle again.") from error
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if version != FORMAT_VERSION:
+        raise WireError(f"bundle format is {version!r}; this fedot reads {FORMAT_VERSION}.")
+    _check_files(folder, manifest.get("files"))
+    try:
+        return Bundle(
+            folder=folder,
+            layer_map=tuple(int(i) for i in manifest["layer_map"]),
+            adapter=AdapterSpec.from_json(manifest["adapter"]),
+            num_bytes=sum(path.stat().st_size for path in folder.iterdir()),
+            built=manifest["built"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise WireError(f"{folder / MANIFEST} lacks or misstates {error}.") from error
+
+
+def _check_files(folder: Path, digests: Any) -> None:
+    if not isinstance(digests, dict):
+        raise WireError(f"{folder / MANIFEST} has no table of files; get the bundle again.")
+    present = {path.name for path in folder.iterdir()} - {MANIFEST}
+    if present != set(digests):
+        odd = sorted(present ^ set(digests))[0]
+        raise WireError(f"bundle {folder}: {odd} is missing or not listed; get the bundle again.")
+    for name, digest in digests.items():
+        path = folder / name
+        if path.suffix not in ALLOWED_SUFFIXES or path.is_symlink() or not path.is_file():
+            raise WireError(f"bundle {folder}: {name} is no kind of file that a bundle may hold.")
+        if _sha256(path) != digest:
+            raise WireError(f"bundle {folder}: {name} differs from its digest; get it again.")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()

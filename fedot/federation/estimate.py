@@ -1,0 +1,157 @@
+"""What a run would cost, before it starts: memory, time, bytes and epsilon."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from fedot.client.chains import state_chain, update_chain
+from fedot.client.training import sequence_losses
+from fedot.compression.codec import encode
+from fedot.config import Config, EmulatorConfig
+from fedot.federation.cohort import draw_cohorts, planned_rounds
+from fedot.federation.parts import Parts, load_parts
+from fedot.models.adapters import attach
+from fedot.models.anatomy import anatomy_of, shallower
+from fedot.privacy.accounting import SampledGaussian, calibrate_noise, epsilon_of
+from fedot.seeds import derive_seed
+
+__all__ = ["Estimate", "estimate"]
+
+# Forward and backward through frozen blocks cost about twice the forward pass.
+_PASSES_TRAINING, _PASSES_MEASURING = 2.0, 1.0
+# Values kept for the backward pass per token, block and hidden unit (attention, MLP and norms).
+_ACTIVATIONS_PER_UNIT = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A run's cost; times are rough, bytes and epsilon are close.
+
+    Attributes:
+        full_parameters: of the full model.
+        emulator_parameters: of what a client gets.
+        adapter_parameters: P.
+        client_bytes: memory a client needs at its peak, weights included.
+        server_bytes: memory of this simulation: full model, emulator and a client at work.
+        seconds: for the whole simulation on this machine.
+        sent_bytes: all updates, clients to server.
+        float32_bytes: the same as plain float32.
+        received_bytes: all states, server to clients.
+        epsilon: by client, at the end; empty without DP.
+        noise_multiplier: by client; empty without DP.
+    """
+
+    full_parameters: int
+    emulator_parameters: int
+    adapter_parameters: int
+    client_bytes: int
+    server_bytes: int
+    seconds: float
+    sent_bytes: int
+    float32_bytes: int
+    received_bytes: int
+    epsilon: dict[str, float]
+    noise_multiplier: dict[str, float]
+
+
+def estimate(config: Config) -> Estimate:
+    """Load what a run would load, time a little of it, and work out the rest.
+
+    Raises:
+        ConfigError: the run itself would be refused.
+    """
+    parts = load_parts(config)
+    per_token = _seconds_per_token(parts)
+    emulator = shallower(parts.model, parts.kept)
+    width = {p.element_size() for p in parts.model.parameters()}.pop()
+    emulator_parameters = emulator.num_parameters()
+    adapter = attach(emulator, parts.adapter, parts.kept, derive_seed(config.seed, "adapter"))
+    cohorts = draw_cohorts(
+        config.seed, config.federation.rounds, list(parts.train), config.federation.cohort_size
+    )
+    planned = planned_rounds(cohorts)
+    total = sum(planned.values())
+    update = {
+        name: torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+        for name, p in adapter.parameters.items()
+    }
+    sent = encode(update, update_chain(config.payload))
+    received = encode(adapter.state(), state_chain(config.payload))
+    client = _client_bytes(config, parts, emulator_parameters * width, adapter.num_parameters)
+    epsilon, noise = _privacy(config, parts, planned)
+    return Estimate(
+        full_parameters=parts.model.num_parameters(),
+        emulator_parameters=emulator_parameters,
+        adapter_parameters=adapter.num_parameters,
+        client_bytes=client,
+        server_bytes=client + parts.model.num_parameters() * width,
+        seconds=_tokens(config, parts, total) * per_token,
+        sent_bytes=len(sent.payload) * total,
+        float32_bytes=4 * adapter.num_parameters * total,
+        received_bytes=len(received.payload) * total,
+        epsilon=epsilon,
+        noise_multiplier=noise,
+    )
+
+
+def _seconds_per_token(parts: Parts) -> float:
+    """Of one forward pass through the full model, measured on a few records."""
+    batch = parts.report.take(range(min(32, len(parts.report))))
+    with torch.inference_mode():
+        sequence_losses(parts.model, batch)
+        started = time.perf_counter()
+        sequence_losses(parts.model, batch)
+    return (time.perf_counter() - started) / batch.ids.numel()
+
+
+def _tokens(config: Config, parts: Parts, client_rounds: int) -> float:
+    """Forward passes of the full model through one token that the whole run is worth."""
+    length = config.data.max_tokens
+    depth = anatomy_of(parts.model).num_blocks
+    shallow = len(parts.kept) / depth
+    training = config.training
+    steps = client_rounds * training.steps_per_round * training.batch_size
+    local = steps * length * (1 + _PASSES_TRAINING) * shallow
+    measured = parts.choose.ids.numel() * (1 + shallow)
+    measured += parts.proxy.ids.numel() if parts.proxy is not None else 0
+    rounds = config.federation.rounds * measured * _PASSES_MEASURING
+    distilling = 0.0
+    if isinstance(config.emulator, EmulatorConfig):
+        windows = config.emulator.distill_steps * config.emulator.batch_size
+        distilling = windows * length * (1 + 3 * shallow)
+    ceiling = config.evaluation
+    epochs = len(ceiling.ceiling_learning_rates) * ceiling.ceiling_epochs
+    pooled = sum(part.ids.numel() for part in parts.train.values())
+    return local + rounds + distilling + epochs * pooled * (1 + _PASSES_TRAINING)
+
+
+def _client_bytes(config: Config, parts: Parts, weights: int, num_parameters: int) -> int:
+    rows = min(config.training.micro_batch_size, config.training.batch_size)
+    model = parts.model.config
+    depth, width, vocabulary = len(parts.kept), int(model.hidden_size), int(model.vocab_size)
+    activations = 4 * rows * config.data.max_tokens * depth * width * _ACTIVATIONS_PER_UNIT
+    logits = 3 * 4 * rows * config.data.max_tokens * vocabulary
+    private = config.privacy.unit != "none"
+    gradients = 4 * num_parameters * (rows if private else 1)
+    optimizer = 4 * num_parameters * 4
+    return weights + activations + logits + gradients + optimizer
+
+
+def _privacy(
+    config: Config, parts: Parts, planned: dict[str, int]
+) -> tuple[dict[str, float], dict[str, float]]:
+    if config.privacy.unit == "none":
+        return {}, {}
+    epsilon, noise = {}, {}
+    for name, records in parts.train.items():
+        if name not in planned:
+            continue
+        prob = min(1.0, config.training.batch_size / len(records))
+        steps = planned[name] * config.training.steps_per_round
+        target, delta = config.privacy.target_epsilon, config.privacy.delta
+        noise[name] = calibrate_noise(prob, steps, target, delta)
+        epsilon[name] = epsilon_of([SampledGaussian(prob, noise[name], steps)], delta)
+    return epsilon, noise

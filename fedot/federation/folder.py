@@ -1,0 +1,105 @@
+"""A run's folder: made new, or taken up again."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import yaml
+
+from fedot.config import Config, to_yaml
+from fedot.errors import ConfigError
+from fedot.journal import Journal, write_durably
+
+__all__ = ["RunFolder", "check_out", "open_run", "refuse_existing"]
+
+CONFIG_FILE = "config.yaml"
+JOURNAL_FILE = "journal.sqlite"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """An open run.
+
+    Attributes:
+        path: the `--out` directory.
+        journal: its durable state.
+        run_id: names the run in ledgers.
+    """
+
+    path: Path
+    journal: Journal
+    run_id: str
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write a JSON file, whole or not at all."""
+        text = json.dumps(value, indent=1) + "\n"
+        write_durably(self.path / name, text.encode())
+
+    def write_metrics(self) -> None:
+        """Make `metrics.jsonl` from the journal: one line a closed round."""
+        lines = [json.dumps(metrics) + "\n" for metrics in self.journal.metrics()]
+        write_durably(self.path / "metrics.jsonl", "".join(lines).encode())
+
+
+def check_out(config: Config, out: Path, resume: bool) -> None:
+    """Refuse an `--out` that would be overwritten, or that cannot be resumed.
+
+    Raises:
+        ConfigError: says which, and what to do.
+    """
+    refuse_existing(out, resume)
+    if not resume:
+        return
+    if not (out / CONFIG_FILE).is_file():
+        raise ConfigError(f"there is no run at {out}; drop --resume to start afresh.")
+    saved = yaml.safe_load((out / CONFIG_FILE).read_text(encoding="utf-8"))
+    odd = _first_difference(saved, config.model_dump(mode="json"))
+    if odd:
+        raise ConfigError(
+            f"{out} was started with another {odd}; a run cannot change it half way. Use the same "
+            "config, or name another --out."
+        )
+
+
+def refuse_existing(out: Path, resume: bool) -> None:
+    """Refuse to write over what is at `out`, before anything costly is done for it."""
+    if not resume and out.exists():
+        raise ConfigError(f"{out} exists; add --resume to go on with it, or name another --out.")
+
+
+@contextmanager
+def open_run(config: Config, out: Path, resume: bool) -> Iterator[RunFolder]:
+    """Make the folder, or open it again; one process at a time.
+
+    Raises:
+        ConfigError: see `check_out`; or another process is at work in it.
+    """
+    check_out(config, out, resume)
+    out.mkdir(parents=True, exist_ok=resume)
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"another process is at work in {out}; wait for it.") from error
+        with Journal(out / JOURNAL_FILE) as journal:
+            if journal.fact("run_id") is None:
+                journal.note("run_id", f"run-{uuid4().hex[:12]}")
+            write_durably(out / CONFIG_FILE, to_yaml(config).encode())
+            yield RunFolder(out, journal, journal.fact("run_id"))
+
+
+def _first_difference(saved: Any, wanted: Any, prefix: str = "") -> str | None:
+    if isinstance(saved, dict) and isinstance(wanted, dict):
+        for key in (*wanted, *saved):
+            odd = _first_difference(saved.get(key), wanted.get(key), f"{prefix}{key}.")
+            if odd:
+                return odd
+        return None
+    return None if saved == wanted else prefix.rstrip(".")

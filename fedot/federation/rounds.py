@@ -1,0 +1,138 @@
+"""One round, from state to state."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedot.aggregation.means import trimmed_mean
+from fedot.client.chains import update_chain
+from fedot.compression.codec import Step, TensorSpec, decode, encode, plan, spec_of
+from fedot.engines.engine import Engine
+from fedot.errors import ProtocolError, WireError
+from fedot.journal import Journal
+from fedot.messages import ClientFailure, ClientResult, Progress, RoundTask
+
+__all__ = ["RoundOutcome", "collect", "from_journal", "next_state", "to_journal"]
+
+logger = logging.getLogger(__name__)
+
+State = dict[str, Tensor]
+
+# The journal keeps the state exactly, whatever travels down.
+_JOURNAL_CHAIN = plan(Step("float32", {}), Step("deflate", {"level": 1}))
+
+
+@dataclass(frozen=True, slots=True)
+class RoundOutcome:
+    """What a round brought.
+
+    Attributes:
+        state: the adapter's tensors after it, float32.
+        metrics: the round's line in `metrics.jsonl`, losses apart.
+    """
+
+    state: State
+    metrics: dict[str, Any]
+
+
+def collect(
+    engine: Engine,
+    journal: Journal,
+    task: RoundTask,
+    cohort: Sequence[str],
+    expected: Mapping[str, TensorSpec],
+    progress: Progress,
+) -> dict[str, str]:
+    """Have the cohort work; every good update goes into the journal as it arrives.
+
+    Updates that the journal already holds (from before a restart) are not asked for again.
+
+    Returns:
+        Why clients failed, by name.
+    """
+    have = {update.client for update in journal.received(task.round)}
+    missing = [name for name in cohort if name not in have]
+    failed: dict[str, str] = {}
+    for result in engine.run(task, missing):
+        if isinstance(result, ClientFailure):
+            failed[result.client] = result.reason
+        else:
+            reason = _accept(journal, result, expected, task)
+            if reason:
+                failed[result.client] = reason
+        done = len(cohort) - len(missing) + missing.index(result.client) + 1
+        progress(f"round {task.round}", done, len(cohort))
+    return failed
+
+
+def next_state(
+    journal: Journal,
+    task: RoundTask,
+    before: State,
+    cohort: Sequence[str],
+    failed: Mapping[str, str],
+    num_trimmed: int,
+) -> RoundOutcome:
+    """Aggregate the stored updates and step; the same payloads make the same bits.
+
+    Raises:
+        ProtocolError: too few updates for the rule.
+    """
+    received = journal.received(task.round)
+    if not received:
+        reason = next(iter(failed.values()), "nobody answered")
+        raise ProtocolError(f"round {task.round} got no update. First reason: {reason}")
+    chain = update_chain(task.payload)
+    payloads = [journal.payload(update.digest) for update in received]
+    updates = [decode(payload, spec_of(before), allowed=[chain]) for payload in payloads]
+    change = trimmed_mean(updates, num_trimmed)
+    state = {name: (before[name].double() + change[name]).float() for name in before}
+    bytes_after: Counter[str] = Counter()
+    for update in received:
+        bytes_after.update(update.metadata["bytes_after"])
+    norm = torch.stack([c.square().sum() for c in change.values()]).sum().sqrt()
+    metrics = {
+        "round": task.round,
+        "cohort": list(cohort),
+        "failed": dict(failed),
+        "sent_bytes": sum(map(len, payloads)),
+        "received_bytes": len(task.state) * len(cohort),
+        "float32_bytes": bytes_after["float32"],
+        "bytes_after": dict(bytes_after),
+        "epsilon": {
+            u.client: u.metadata["epsilon"] for u in received if u.metadata["epsilon"] is not None
+        },
+        "update_norm": float(norm),
+        "learning_rate": task.learning_rate,
+    }
+    return RoundOutcome(state, metrics)
+
+
+def to_journal(state: State) -> bytes:
+    """The adapter's state as the journal keeps it: exact."""
+    return encode(state, _JOURNAL_CHAIN).payload
+
+
+def from_journal(payload: bytes, expected: Mapping[str, TensorSpec]) -> State:
+    """Read what `to_journal` wrote."""
+    return decode(payload, expected, allowed=[_JOURNAL_CHAIN])
+
+
+def _accept(
+    journal: Journal, result: ClientResult, expected: Mapping[str, TensorSpec], task: RoundTask
+) -> str | None:
+    """Keep a good update; otherwise the reason why it is none."""
+    try:
+        decode(result.payload, expected, allowed=[update_chain(task.payload)])
+    except WireError as error:
+        logger.warning("refused %s in round %d: %s", result.client, task.round, error)
+        return str(error)
+    journal.accept(task.round, result.client, result.payload, result.metadata())
+    return None

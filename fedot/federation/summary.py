@@ -1,0 +1,106 @@
+"""What `summary.json` holds: every number of a run, and the reason where there is none."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from fedot.config import Config
+from fedot.emulator.bundle import Bundle
+from fedot.evaluation.quality import Quality
+from fedot.federation.assess import verdict
+from fedot.federation.parts import Parts
+from fedot.journal import Journal
+from fedot.privacy.accounting import NEIGHBOURING
+
+__all__ = ["summarize"]
+
+_PACKAGES = ("torch", "transformers", "peft", "opacus", "dp-accounting", "numpy")
+
+
+def summarize(
+    config: Config,
+    parts: Parts,
+    bundle: Bundle,
+    journal: Journal,
+    five: Mapping[str, Quality | None],
+    general: tuple[Quality, Quality] | None,
+    name: str,
+) -> dict[str, Any]:
+    """Everything about a finished run, ready for JSON; only `seconds` differs between machines."""
+    numbers, notes = verdict(five, general)
+    metrics = [line for line in journal.metrics() if line["round"] > 0]
+    best = journal.fact("best_round")
+    notes.update(_privacy_notes(config, best))
+    shared = config.emulator == "none"
+    return {
+        "name": name,
+        "quality": {key: q.summary() if q else None for key, q in five.items()},
+        **numbers,
+        "notes": notes,
+        "privacy": _privacy(config, metrics),
+        "wire": {**_wire(metrics), "bundle_bytes": bundle.num_bytes},
+        "rounds": len(metrics),
+        "best_round": best,
+        "clients": len(config.data.clients),
+        "failures": sum(len(line["failed"]) for line in metrics),
+        "adapter": {
+            "kind": bundle.adapter.kind,
+            "parameters": journal.fact("adapter_parameters"),
+            "blocks": list(bundle.adapter.blocks),
+        },
+        "emulator": None if shared else {"kept": list(parts.kept), **journal.fact("sizes")},
+        "seed": config.seed,
+        "seconds": journal.fact("seconds"),
+        "versions": {
+            "python": platform.python_version(),
+            "fedot": version("fedot-offsite-tuning"),
+            **{package: version(package) for package in _PACKAGES},
+        },
+    }
+
+
+def _privacy(config: Config, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    spent: dict[str, float] = {}
+    for line in metrics:
+        spent.update(line["epsilon"])
+    private = config.privacy.unit != "none"
+    return {
+        "unit": config.privacy.unit,
+        "delta": config.privacy.delta if private else None,
+        "target_epsilon": config.privacy.target_epsilon if private else None,
+        "l2_clip_norm": config.privacy.l2_clip_norm if private else None,
+        "neighbouring": NEIGHBOURING if private else None,
+        "epsilon": {name: spent.get(name, 0.0) for name in sorted(config.data.clients)}
+        if private
+        else None,
+    }
+
+
+def _wire(metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    after: Counter[str] = Counter()
+    for line in metrics:
+        after.update(line["bytes_after"])
+    total = {
+        key: sum(line[key] for line in metrics)
+        for key in ("float32_bytes", "sent_bytes", "received_bytes")
+    }
+    return {**total, "bytes_after": dict(after)}
+
+
+def _privacy_notes(config: Config, best: int) -> dict[str, str]:
+    if config.privacy.unit == "none":
+        return {"privacy": "privacy.unit is none: nothing bounds what an update tells."}
+    notes = {
+        "held_out": "losses on clients' held-out records exist in a simulation only; they are not "
+        "covered by epsilon and chose nothing."
+    }
+    if config.data.proxy is None:
+        notes["best_round"] = (
+            f"the last round ({best}) is kept as the best: choosing by clients' records would be a "
+            "release that nobody charged for, and data.proxy is not set."
+        )
+    return notes

@@ -1,0 +1,128 @@
+"""`fedot demo`: a whole federation on this machine's own Python documentation and library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedot.config import Config, config_from_dict, with_overrides
+from fedot.data.python_library import library_text
+from fedot.data.records import read_text
+from fedot.errors import ConfigError
+from fedot.federation.run import simulate
+from fedot.journal import write_durably
+from fedot.messages import Progress, digest_of, no_progress
+from fedot.studies.base_model import Recipe, cache_folder, pretrained
+
+__all__ = ["demo_config", "run_demo"]
+
+SETTINGS: dict[str, Any] = {
+    "data": {"max_tokens": 128},
+    "adapter": {"kind": "lora", "rank": 8, "alpha": 16},
+    "emulator": {"keep_ratio": 0.5, "distill_steps": 200, "learning_rate": 3e-3},
+    "training": {"steps_per_round": 20, "batch_size": 64, "learning_rate": 5e-3},
+    "federation": {"rounds": 6},
+    "evaluation": {"ceiling_learning_rates": [1e-3, 3e-3], "ceiling_epochs": 3},
+}
+QUICK = (
+    "emulator.distill_steps=30",
+    "training.steps_per_round=4",
+    "federation.rounds=2",
+    "evaluation.ceiling_learning_rates=[0.003]",
+    "evaluation.ceiling_epochs=1",
+    "evaluation.max_records=80",
+)
+# The rest of the general text stays unseen by the base model. A run measures the general gap on
+# the last tenth of the owner's text, so that lies in it.
+_PRETRAINED_RATIO = 0.85
+
+
+def run_demo(
+    out: Path,
+    *,
+    overrides: Sequence[str] = (),
+    data: Path | None = None,
+    quick: bool = False,
+    resume: bool = False,
+    progress: Progress = no_progress,
+    on_round: Callable[[Mapping[str, Any]], None] = lambda metrics: None,
+) -> dict[str, Any]:
+    """Make the demo's inputs and run them; arguments as in `demo_config` and `simulate`."""
+    config = demo_config(overrides, data, quick, progress)
+    return simulate(config, out, resume=resume, progress=progress, on_round=on_round, name="demo")
+
+
+def demo_config(
+    overrides: Sequence[str] = (),
+    data: Path | None = None,
+    quick: bool = False,
+    progress: Progress = no_progress,
+) -> Config:
+    """Make the demo's files (base model, records) and the config that names them.
+
+    Args:
+        overrides: `section.key=value` strings.
+        data: a directory with `owner.jsonl`, `clients/*.jsonl` and, if you like, `proxy.jsonl`,
+            to be used instead of the Python library.
+        quick: a base model and rounds so short that the numbers mean nothing.
+        progress: is told while the base model trains.
+
+    Raises:
+        ConfigError: there is no text to read, or an override is not allowed.
+    """
+    settings = with_overrides(SETTINGS, [*(QUICK if quick else ()), *overrides])
+    named: dict[str, Any] = {"model": {"path": ""}, "data": {"clients": {"any": ""}}}
+    config_from_dict(_merged(named, settings))  # a typing error must not cost 90 s first
+    files = _library_files() if data is None else _own_files(data)
+    texts = read_text(Path(files["owner_text"]))
+    seen = texts[: max(1, round(len(texts) * _PRETRAINED_RATIO))]
+    base = pretrained(Recipe(num_steps=40) if quick else Recipe(), seen, progress)
+    named = {"model": {"path": str(base)}, "data": files}
+    return config_from_dict(_merged(named, settings))
+
+
+def _library_files() -> dict[str, Any]:
+    """The Python library as files of records, written once per content."""
+    text = library_text()
+    parts = {"owner": text.general, "proxy": text.proxy, **text.clients}
+    content = {
+        name: "".join(json.dumps({"text": t}) + "\n" for t in texts).encode()
+        for name, texts in parts.items()
+    }
+    folder = cache_folder() / f"library-{digest_of(b''.join(content.values()))[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, lines in content.items():
+        path = folder / f"{name}.jsonl"
+        if not path.exists():
+            write_durably(path, lines)
+    return {
+        "owner_text": str(folder / "owner.jsonl"),
+        "proxy": str(folder / "proxy.jsonl"),
+        "clients": {name: str(folder / f"{name}.jsonl") for name in text.clients},
+    }
+
+
+def _own_files(folder: Path) -> dict[str, Any]:
+    owner, proxy = folder / "owner.jsonl", folder / "proxy.jsonl"
+    clients = sorted((folder / "clients").glob("*.jsonl"))
+    if not owner.is_file() or not clients:
+        raise ConfigError(
+            f"{folder} lacks {'clients/*.jsonl' if owner.is_file() else 'owner.jsonl'}; --data "
+            "must name a directory with owner.jsonl (general text) and clients/*.jsonl (records)."
+        )
+    files: dict[str, Any] = {
+        "owner_text": str(owner),
+        "clients": {path.stem: str(path) for path in clients},
+    }
+    return files | ({"proxy": str(proxy)} if proxy.is_file() else {})
+
+
+def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Two configs in one, section by section; keys of `other` win."""
+    merged = dict(one)
+    for key, value in other.items():
+        both = isinstance(value, Mapping) and isinstance(one.get(key), Mapping)
+        merged[key] = {**one[key], **value} if both else value
+    return merged
