@@ -108,7 +108,7 @@ def encode_to(
     Returns:
         Bytes after each operator, as in `Encoded`.
     """
-    flat = {name: tensor.detach().reshape(-1) for name, tensor in tensors.items()}
+    flat = {name: tensor.detach().reshape(-1).contiguous() for name, tensor in tensors.items()}
     return write_payload(flat, spec_of(tensors), plan(*chain), out, seed=seed, workers=workers)
 
 
