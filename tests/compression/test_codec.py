@@ -199,6 +199,11 @@ def test_feedback_refuses_a_residual_of_other_tensors() -> None:
         encode_with_feedback({"w": torch.ones(3)}, {"v": torch.ones(3)}, INT8)
 
 
+def test_feedback_refuses_tensors_that_are_coarser_than_its_residual() -> None:
+    with pytest.raises(ValueError, match="feedback needs float32"):
+        encode_with_feedback({"w": torch.ones(3, dtype=torch.bfloat16)}, None, INT8)
+
+
 def test_scalars_count_one_value() -> None:
     assert TensorSpec((), "float32").num_values == 1
     assert TensorSpec((3, 0), "float32").num_values == 0
