@@ -19,7 +19,7 @@ from isal import isal_zlib
 
 from fedot.compression.chain import Chain, Stage, Step, step_of
 from fedot.compression.deflate import CODERS
-from fedot.compression.quantize import VALUES, Values, check_sent, largest_size
+from fedot.compression.quantize import VALUES, Values
 from fedot.compression.sparsify import gaps_of, indices_of, largest, max_gap_bytes, num_kept
 from fedot.errors import WireError
 
@@ -123,7 +123,7 @@ class FrameCodec:
         """
         bytes_after, raw, num_values = dict[str, int](), list[Bytes](), values.size
         if self.keep_ratio is not None:
-            check_sent(largest_size(values))
+            # A value that is not finite counts as the largest, so it is kept and refused below.
             indices = largest(values, self._num_coded(values.size))
             values = values[indices]
             raw.append(gaps_of(indices))
