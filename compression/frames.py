@@ -60,9 +60,8 @@ def dither_for(seed: int | None, frame: int) -> Callable[[int], Floats]:
     def dither(num_values: int) -> Floats:
         if seed is None:
             raise ValueError("the chain rounds stochastically; seed must be given, but is None.")
-        words = np.random.SFC64(np.random.SeedSequence((seed, frame))).random_raw(
-            -(-num_values // 4)
-        )
+        bits = np.random.SFC64(np.random.SeedSequence((seed, frame)))
+        words = bits.random_raw(-(-num_values // 4))
         return words.view(np.uint16)[:num_values].astype(np.float32) / np.float32(65536)
 
     return dither
@@ -109,11 +108,6 @@ class FrameCodec:
             return result + [Section(f"plane {number}", k, k) for number in planes]
         size = self.values.code_bytes(k)
         return [*result, Section("codes", size, size)]
-
-    def max_bytes(self, num_values: int) -> int:
-        """The longest that a frame of so many values can be on the wire."""
-        sections = self.sections(num_values)
-        return _CRC.size + sum(_SECTION.size + section.most for section in sections)
 
     def pack(self, values: Floats, dither: Callable[[int], Floats]) -> PackedFrame:
         """Bytes of one frame.
