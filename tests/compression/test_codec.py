@@ -102,6 +102,16 @@ def test_a_value_that_a_chain_can_hold_comes_back_bit_for_bit(chain: Chain) -> N
     torch.testing.assert_close(received["w"], tensors["w"], rtol=2**-23, atol=0)
 
 
+@pytest.mark.parametrize("steps", [(), (Step("planes"), Step("deflate"))])
+def test_bfloat16_tensors_pass_through_bfloat16_bit_for_bit(steps: tuple[Step, ...]) -> None:
+    bits = torch.randint(-(2**15), 2**15, (70_000,), generator=torch.Generator().manual_seed(0))
+    values = bits.to(torch.int16).view(torch.bfloat16)
+    tensors = {"w": values[values.isfinite() & (values.abs() < 2.0**39)]}
+    chain = plan(Step("bfloat16"), *steps)
+    received = decode(encode(tensors, chain).payload, spec_of(tensors), [chain])
+    assert torch.equal(received["w"].view(torch.int16), tensors["w"].view(torch.int16))
+
+
 def test_int8_and_deflate_of_a_small_lora_update_take_a_quarter_of_float32() -> None:
     sent = encode(lora_update(), INT8)
     assert list(sent.bytes_after) == ["float32", "int8", "deflate", "payload"]
@@ -197,6 +207,11 @@ def test_feedback_sends_later_what_was_lost_before() -> None:
 def test_feedback_refuses_a_residual_of_other_tensors() -> None:
     with pytest.raises(ValueError, match="residual"):
         encode_with_feedback({"w": torch.ones(3)}, {"v": torch.ones(3)}, INT8)
+
+
+def test_feedback_refuses_tensors_that_are_coarser_than_its_residual() -> None:
+    with pytest.raises(ValueError, match="feedback needs float32"):
+        encode_with_feedback({"w": torch.ones(3, dtype=torch.bfloat16)}, None, INT8)
 
 
 def test_scalars_count_one_value() -> None:
