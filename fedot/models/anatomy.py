@@ -152,7 +152,7 @@ def load_model(path: str, dtype: str = "float32", device: str = "cpu") -> PreTra
     """
     _check_checkpoint(path)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=DTYPES[dtype],
             use_safetensors=True,
@@ -165,6 +165,7 @@ def load_model(path: str, dtype: str = "float32", device: str = "cpu") -> PreTra
             f"cannot load the checkpoint {path}: {type(error).__name__}: {reason}. It must be a "
             "readable Hugging Face checkpoint with *.safetensors weights."
         ) from error
+    model, report = found
     if report["missing_keys"]:
         # transformers would make them up at random.
         raise ConfigError(
