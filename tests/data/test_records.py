@@ -242,5 +242,5 @@ def test_seed_alone_decides_who_is_held_out():
     [((), 0.2), (some_records(7), 0.2), (some_records(7) * 5, 0.2), (some_records(8), 0.99)],
 )
 def test_too_few_different_records_are_refused_with_the_clients_name(records, ratio):
-    with pytest.raises(ConfigError, match="client email has .* different records; it must have"):
+    with pytest.raises(ConfigError, match=r"client email has .* different records; it must have"):
         split_records(records, ratio, 0, "email")
