@@ -29,6 +29,7 @@ from fedot.models.anatomy import Anatomy, anatomy_of
 __all__ = [
     "Adapter",
     "AdapterSpec",
+    "are_block_numbers",
     "attach",
     "blocks_of",
     "linear_names",
@@ -86,7 +87,7 @@ class AdapterSpec:
         )
         allowed = {
             "kind": spec.kind in get_args(AdapterKind),
-            "blocks": _is_ascending(spec.blocks),
+            "blocks": are_block_numbers(spec.blocks),
             "rank": type(spec.rank) is int and spec.rank > 0,
             "alpha": type(spec.alpha) in (int, float) and 0 < spec.alpha < math.inf,
             "targets": isinstance(raw["targets"], list | tuple)
@@ -156,6 +157,15 @@ def blocks_of(num_blocks: int, wanted: str | Sequence[int], num_end_blocks: int)
             f"adapter.blocks is {list(wanted)}; numbers must lie in 0..{num_blocks - 1}."
         )
     return tuple(numbers)
+
+
+def are_block_numbers(blocks: Any) -> bool:
+    """Are these numbers of blocks: one at least, whole, ascending, none twice?"""
+    if not isinstance(blocks, list | tuple) or not blocks:
+        return False
+    if any(type(block) is not int or block < 0 for block in blocks):
+        return False
+    return list(blocks) == sorted(set(blocks))
 
 
 def linear_names(model: PreTrainedModel, blocks: Sequence[int]) -> tuple[str, ...]:
@@ -279,13 +289,6 @@ def _lora_config(spec: AdapterSpec, targets: Sequence[str], base: str | None) ->
         base_model_name_or_path=base,
         inference_mode=base is not None,
     )
-
-
-def _is_ascending(blocks: Sequence[Any]) -> bool:
-    """Are these numbers of blocks: one at least, whole, none twice?"""
-    if not blocks or any(type(block) is not int or block < 0 for block in blocks):
-        return False
-    return list(blocks) == sorted(set(blocks))
 
 
 def _check_fits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
