@@ -14,11 +14,11 @@ import io
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from fedot.compression.chain import Chain, Step, plan, text_of
-from fedot.compression.layout import DTYPES
+from fedot.compression.files import decode_to_file, encode_file, spec_of_file
+from fedot.compression.layout import DTYPES, empty_tensor
 from fedot.compression.manifest import TensorSpec
 from fedot.compression.stream import IncomingPayload, Readable, Writable, write_payload
 
@@ -29,11 +29,14 @@ __all__ = [
     "TensorSpec",
     "decode",
     "decode_from",
+    "decode_to_file",
     "encode",
+    "encode_file",
     "encode_to",
     "encode_with_feedback",
     "plan",
     "spec_of",
+    "spec_of_file",
     "text_of",
 ]
 
@@ -84,7 +87,7 @@ def encode(
         workers: threads, or None for one per core up to eight; changes no byte.
 
     Raises:
-        ValueError: a value is not finite or above 2^40, or the dtype or the seed does not do.
+        ValueError: a value is not finite or above 2^39, or the dtype or the seed does not do.
         ConfigError: the chain cannot be planned.
     """
     out = io.BytesIO()
@@ -151,7 +154,7 @@ def decode_from(
 ) -> dict[str, Tensor]:
     """Decode like `decode`, from a readable that ends where the payload ends."""
     payload = IncomingPayload(source, expected, allowed, max_payload_bytes=max_payload_bytes)
-    tensors = {n: torch.empty(s.shape, dtype=DTYPES[s.dtype]) for n, s in expected.items()}
+    tensors = {name: empty_tensor(spec) for name, spec in expected.items()}
     payload.read_into({name: t.view(-1) for name, t in tensors.items()}, workers=workers)
     return tensors
 

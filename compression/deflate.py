@@ -1,7 +1,7 @@
 """The entropy coders: DEFLATE, gzip and zstd, each section a whole standard stream.
 
 Encoding uses isal (igzip), and zlib-ng's Huffman-only mode where a sample shows it to be smaller.
-Decoding stops one byte past the size that the section may have, so a bomb is met by its first MiB.
+Decoding stops one byte past the size that the section may have: a bomb never goes off.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ __all__ = ["CODERS", "Coder"]
 
 Buffer = bytes | memoryview
 
-_SAMPLE = 8192
+_SAMPLE = 4096
+_WORTHWHILE = 0.995
+_MAX_WINDOW = 2**21
 _RAW, _GZIP = -15, 31
 
 
@@ -28,28 +30,32 @@ class Coder:
     """A pair of pure functions.
 
     Attributes:
-        encode: bytes, level -> a whole stream.
+        encode: bytes, level -> a whole stream, or the bytes themselves where a sample of them
+            shows that they would not shrink.
         decode: a whole stream, most bytes that may come out -> bytes; raises `WireError`.
     """
 
-    encode: Callable[[Buffer, int], bytes]
+    encode: Callable[[Buffer, int], Buffer]
     decode: Callable[[bytes, int], bytes]
 
 
-def _deflate(data: Buffer, level: int) -> bytes:
-    return _smaller(data, level, igzip_lib.COMP_DEFLATE, _RAW)
+def _deflate(data: Buffer, level: int) -> Buffer:
+    return _smallest(data, level, igzip_lib.COMP_DEFLATE, _RAW)
 
 
-def _gzip(data: Buffer, level: int) -> bytes:
-    return _smaller(data, level, igzip_lib.COMP_GZIP, _GZIP)
+def _gzip(data: Buffer, level: int) -> Buffer:
+    return _smallest(data, level, igzip_lib.COMP_GZIP, _GZIP)
 
 
-def _smaller(data: Buffer, level: int, flag: int, wbits: int) -> bytes:
-    """Compress with whichever encoder makes less of a sample from the middle."""
+def _smallest(data: Buffer, level: int, flag: int, wbits: int) -> Buffer:
+    """Compress with whichever encoder makes less of a sample from the middle, or not at all."""
     start = max(0, (len(data) - _SAMPLE) // 2)
     sample = data[start : start + _SAMPLE]
     fast = len(igzip_lib.compress(sample, level, flag))
-    if len(_huffman(sample, wbits)) < 0.97 * fast:
+    small = len(_huffman(sample, wbits))
+    if min(fast, small) > _WORTHWHILE * len(sample):
+        return data
+    if small < 0.97 * fast:
         return _huffman(data, wbits)
     result: bytes = igzip_lib.compress(data, level, flag)
     return result
@@ -76,7 +82,7 @@ def _inflate(data: bytes, most: int, wbits: int) -> bytes:
     return raw
 
 
-def _zstd(data: Buffer, level: int) -> bytes:
+def _zstd(data: Buffer, level: int) -> Buffer:
     return zstandard.ZstdCompressor(level=level).compress(data)
 
 
@@ -86,7 +92,9 @@ def _unzstd(data: bytes, most: int) -> bytes:
         claimed = zstandard.get_frame_parameters(data).content_size
         if not 0 < claimed <= most:
             raise WireError(f"a section claims {claimed} bytes; it may have 1 to {most}.")
-        return zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
+        return zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).decompress(
+            data, allow_extra_data=False
+        )
     except zstandard.ZstdError as error:
         raise WireError(f"a section is not valid zstd ({error}); it must be sent anew.") from error
 

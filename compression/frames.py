@@ -10,16 +10,16 @@ and the number of values, so a receiver knows before it reads how long a section
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from isal import isal_zlib
 
 from fedot.compression.chain import Chain, Stage, Step, step_of
 from fedot.compression.deflate import CODERS
-from fedot.compression.quantize import VALUES, Values
+from fedot.compression.quantize import VALUES, Values, check_sent, largest_size
 from fedot.compression.sparsify import gaps_of, indices_of, largest, max_gap_bytes, num_kept
 from fedot.errors import WireError
 
@@ -78,6 +78,11 @@ class FrameCodec:
     planes: bool
     coder: Step | None
 
+    @property
+    def scaled(self) -> bool:
+        """Whether a float32 scale per block goes with the codes."""
+        return self.values.max_scale is not None
+
     @classmethod
     def of(cls, chain: Chain) -> FrameCodec:
         """Take a planned chain apart."""
@@ -96,7 +101,7 @@ class FrameCodec:
         result, k = [], self._num_coded(num_values)
         if self.keep_ratio is not None:
             result.append(Section("gaps", k, max_gap_bytes(num_values, k)))
-        if self.values.scaled:
+        if self.scaled:
             size = 4 * self.values.num_scales(k, self.value_step.params)
             result.append(Section("scales", size, size))
         if self.planes:
@@ -111,32 +116,33 @@ class FrameCodec:
         return _CRC.size + sum(_SECTION.size + section.most for section in sections)
 
     def pack(self, values: Floats, dither: Callable[[int], Floats]) -> PackedFrame:
-        """Bytes of one frame; values must be bounded."""
-        sections: list[Bytes] = []
-        bytes_after = {}
+        """Bytes of one frame.
+
+        Raises:
+            OverflowError: a value is not finite or above `MAX_SENT`.
+        """
+        bytes_after, raw, num_values = dict[str, int](), list[Bytes](), values.size
         if self.keep_ratio is not None:
+            check_sent(largest_size(values))
             indices = largest(values, self._num_coded(values.size))
             values = values[indices]
-            sections.append(gaps_of(indices))
-            bytes_after["top_k"] = sections[0].size + values.nbytes
-        scales, codes = self.values.pack(values, self.value_step.params, dither)
-        if self.values.scaled:
-            sections.append(scales.view(np.uint8))
-        sections += self._split(codes)
-        bytes_after[self.value_step.name] = sum(section.size for section in sections)
+            raw.append(gaps_of(indices))
+            bytes_after["top_k"] = raw[0].size + values.nbytes
+        scales, codes = self.values.encode(values, self.value_step.params, dither)
+        if self.scaled:
+            raw.append(scales.view(np.uint8))
+        raw += self._split(codes)
+        bytes_after[self.value_step.name] = sum(section.size for section in raw)
         if self.planes:
             bytes_after["planes"] = bytes_after[self.value_step.name]
         head, bodies = b"", list[bytes | memoryview]()
-        for section in sections:
-            method, body = self._coded(section.data)
+        for section, data in zip(self.sections(num_values), raw, strict=True):
+            method, body = self._coded(section, data.data)
             head += _SECTION.pack(method, len(body))
             bodies.append(body)
         if self.coder:
             bytes_after[self.coder.name] = sum(map(len, bodies))
-        crc = zlib.crc32(head)
-        for body in bodies:
-            crc = zlib.crc32(body, crc)
-        return PackedFrame([_CRC.pack(crc) + head, *bodies], bytes_after)
+        return PackedFrame([_CRC.pack(_checksum(head, bodies)) + head, *bodies], bytes_after)
 
     def read(self, read: Read, num_values: int) -> tuple[bytes, list[bytes]]:
         """Take one frame's bytes off the wire; no section is read that is too long.
@@ -159,33 +165,29 @@ class FrameCodec:
             bodies.append(read(length))
         return head, bodies
 
-    def unpack(self, head: bytes, bodies: list[bytes], num_values: int) -> Floats:
-        """Values of one frame from what `read` took in.
+    def unpack(self, head: bytes, bodies: list[bytes], out: Floats) -> None:
+        """Write the values of one frame, from what `read` took in, to `out`.
 
         Raises:
             WireError: bytes were damaged, or mean no frame of this chain.
         """
-        crc = zlib.crc32(head[_CRC.size :])
-        for body in bodies:
-            crc = zlib.crc32(body, crc)
-        if crc != _CRC.unpack_from(head)[0]:
+        if _checksum(head[_CRC.size :], bodies) != _CRC.unpack_from(head)[0]:
             raise WireError("a frame's CRC-32 does not match; it was damaged and must be resent.")
         raw = []
-        for number, (section, body) in enumerate(
-            zip(self.sections(num_values), bodies, strict=True)
-        ):
+        for number, (section, body) in enumerate(zip(self.sections(out.size), bodies, strict=True)):
             method, _ = _SECTION.unpack_from(head, _CRC.size + _SECTION.size * number)
             raw.append(np.frombuffer(self._decoded(section, method, body), dtype=np.uint8))
-        k = self._num_coded(num_values)
         gaps = raw.pop(0) if self.keep_ratio is not None else None
-        scales = raw.pop(0) if self.values.scaled else np.empty(0, dtype=np.uint8)
+        scales = raw.pop(0).view(np.float32) if self.scaled else np.empty(0, dtype=np.float32)
         codes = np.stack(raw, axis=1).reshape(-1) if self.planes else raw[0]
-        values = self.values.decode(scales.view(np.float32), codes, k, self.value_step.params)
         if gaps is None:
-            return values
-        dense = np.zeros(num_values, dtype=np.float32)
-        dense[indices_of(gaps, k, num_values)] = values
-        return dense
+            self.values.decode(scales, codes, self.value_step.params, out)
+            return
+        kept = np.empty(self._num_coded(out.size), dtype=np.float32)
+        self.values.decode(scales, codes, self.value_step.params, kept)
+        indices = indices_of(gaps, kept.size, out.size)
+        out[:] = 0
+        out[indices] = kept
 
     def _num_coded(self, num_values: int) -> int:
         return num_values if self.keep_ratio is None else num_kept(num_values, self.keep_ratio)
@@ -196,13 +198,13 @@ class FrameCodec:
         width = self.values.bits // 8
         return [np.ascontiguousarray(codes[number::width]) for number in range(width)]
 
-    def _coded(self, section: memoryview) -> tuple[int, bytes | memoryview]:
-        if self.coder:
-            level = int(self.coder.params["level"])
-            body = CODERS[self.coder.name].encode(section, level)
-            if len(body) < len(section):
+    def _coded(self, section: Section, data: memoryview) -> tuple[int, bytes | memoryview]:
+        # Scales hardly shrink and are a value in sixty at most: not worth a call.
+        if self.coder and section.name != "scales":
+            body = CODERS[self.coder.name].encode(data, int(self.coder.params["level"]))
+            if len(body) < len(data):
                 return _CODED, body
-        return _STORED, section
+        return _STORED, data
 
     def _decoded(self, section: Section, method: int, body: bytes) -> bytes:
         if method == _STORED:
@@ -215,3 +217,10 @@ class FrameCodec:
                 f"{section.least}. The sender must send it anew."
             )
         return raw
+
+
+def _checksum(head: bytes, bodies: Sequence[bytes | memoryview]) -> int:
+    crc: int = isal_zlib.crc32(head)
+    for body in bodies:
+        crc = isal_zlib.crc32(body, crc)
+    return crc

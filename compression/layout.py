@@ -13,10 +13,10 @@ from torch import Tensor
 
 from fedot.compression.frames import FRAME_VALUES
 from fedot.compression.manifest import TensorSpec, num_values
-from fedot.compression.quantize import bfloat16_bits, check_bounded, from_bfloat16_bits
+from fedot.compression.quantize import MAX_SENT, bfloat16_bits, from_bfloat16_bits, largest_size
 from fedot.errors import WireError
 
-__all__ = ["DTYPES", "Layout"]
+__all__ = ["DTYPES", "Layout", "empty_tensor"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -37,31 +37,39 @@ class Layout:
             yield start, min(start + FRAME_VALUES, self.total)
 
     def gather(self, flat: Mapping[str, Tensor], start: int, end: int) -> Floats:
-        """A frame's values as float32; a view where they lie in one float32 tensor.
+        """A frame's values as float32; a view where they lie in one float32 tensor."""
+        pieces = [_values(flat[name][part]) for name, part, _ in self.pieces(start, end)]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-        Raises:
-            ValueError: a value is not finite, or too large to travel.
-        """
-        pieces = [(name, _values(flat[name][part])) for name, part, _ in self._pieces(start, end)]
-        for name, values in pieces:
-            if not check_bounded(values):
-                raise ValueError(f"{name!r} has values that are not finite or are above 2^40")
-        return pieces[0][1] if len(pieces) == 1 else np.concatenate([v for _, v in pieces])
+    def window(self, flat: Mapping[str, Tensor], start: int, end: int) -> Floats:
+        """Where to write a frame's values: in the tensor itself, if it is one of float32."""
+        name, part, within = next(self.pieces(start, end))
+        if within.stop == end - start and flat[name].dtype == torch.float32:
+            return flat[name][part].numpy()
+        return np.empty(end - start, dtype=np.float32)
 
-    def scatter(self, values: Floats, flat: Mapping[str, Tensor], start: int, end: int) -> None:
-        """Write a frame's values where they belong.
+    def scatter(self, window: Floats, flat: Mapping[str, Tensor], start: int, end: int) -> None:
+        """Copy a window's values where they belong, unless it lies there.
 
         Raises:
             WireError: a value does not fit into the tensor's dtype.
         """
-        for name, part, within in self._pieces(start, end):
-            if not _put(values[within], flat[name][part]):
+        for name, part, within in self.pieces(start, end):
+            if not _put(window[within], flat[name][part]):
                 raise WireError(
                     f"a value for {name!r} is too large for float16, the dtype that is expected "
                     "of it. The sender must leave such an update out."
                 )
 
-    def _pieces(self, start: int, end: int) -> Iterator[tuple[str, slice, slice]]:
+    def first_unsendable(self, flat: Mapping[str, Tensor], start: int, end: int) -> str:
+        """The tensor to blame for a frame that may not be sent."""
+        return next(
+            name
+            for name, part, _ in self.pieces(start, end)
+            if not largest_size(_values(flat[name][part])) <= MAX_SENT
+        )
+
+    def pieces(self, start: int, end: int) -> Iterator[tuple[str, slice, slice]]:
         """Tensor, part of it, part of the frame: for every tensor that the frame touches."""
         number, first = bisect_right(self._starts, start) - 1, start
         while start < end:
@@ -75,9 +83,11 @@ class Layout:
 
 def _values(part: Tensor) -> Floats:
     part = part.cpu()
-    if part.dtype == torch.bfloat16:
-        return from_bfloat16_bits(part.view(torch.uint16).numpy())
-    return part.numpy().astype(np.float32, copy=False)
+    if part.dtype != torch.bfloat16:
+        return part.numpy().astype(np.float32, copy=False)
+    result = np.empty(part.numel(), dtype=np.float32)
+    from_bfloat16_bits(part.view(torch.uint16).numpy(), result)
+    return result
 
 
 def _put(values: Floats, part: Tensor) -> bool:
@@ -86,6 +96,17 @@ def _put(values: Floats, part: Tensor) -> bool:
         part.view(torch.uint16).numpy()[:] = bfloat16_bits(values)
         return True
     target = part.numpy()
+    if part.dtype == torch.float32:
+        if not np.may_share_memory(target, values):
+            target[:] = values
+        return True
     with np.errstate(over="ignore"):
         target[:] = values
-    return part.dtype == torch.float32 or bool(np.isfinite(target).all())
+    return bool(np.isfinite(target).all())
+
+
+def empty_tensor(spec: TensorSpec) -> Tensor:
+    """Uninitialised memory; numpy asks the system for huge pages, torch does not."""
+    dtype = DTYPES[spec.dtype]
+    values = np.empty(spec.shape, dtype=np.float32 if dtype.itemsize == 4 else np.float16)
+    return torch.from_numpy(values).view(dtype)

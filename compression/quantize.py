@@ -23,14 +23,19 @@ import torch
 
 from fedot.errors import WireError
 
-__all__ = ["MAX_ABS", "VALUES", "Values", "bfloat16_bits", "check_bounded", "from_bfloat16_bits"]
+__all__ = ["MAX_ABS", "MAX_SENT", "VALUES", "Values", "bfloat16_bits", "from_bfloat16_bits"]
+__all__ += ["check_sent", "largest_size"]
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 Params = Mapping[str, int | float | str]
+Dither = Callable[[int], Floats]
 
 MAX_ABS = 2.0**40
 """No value on the wire is larger: 2^40 of them still have a squared norm that float32 can hold."""
+
+MAX_SENT = 2.0**39
+"""No value is sent that is larger, so that rounding never carries one past `MAX_ABS`."""
 
 _TINY = np.float32(2.0**-126)
 
@@ -41,43 +46,60 @@ class Values:
 
     Attributes:
         bits: of one code.
-        scaled: whether a float32 scale per block goes with the codes.
-        max_scale: largest scale that keeps every decoded value within `MAX_ABS`.
-        pack: values, parameters, dither -> scales, codes.
-        unpack: scales, codes, number of values, parameters -> values.
+        max_scale: largest scale that keeps every decoded value within `MAX_ABS`; None where
+            values are not scaled.
+        pack: values, largest size of each block, parameters, dither -> scales, codes.
+        unpack: scales, codes, parameters, values to write.
     """
 
     bits: int
-    scaled: bool
-    max_scale: float
-    pack: Callable[[Floats, Params, Callable[[int], Floats]], tuple[Floats, Bytes]]
-    unpack: Callable[[Floats, Bytes, int, Params], Floats]
+    max_scale: float | None
+    pack: Callable[[Floats, Floats, Params, Dither], tuple[Floats, Bytes]]
+    unpack: Callable[[Floats, Bytes, Params, Floats], None]
 
     def num_scales(self, num_values: int, params: Params) -> int:
         """One for each block that is begun."""
-        return -(-num_values // int(params["block"])) if self.scaled else 0
+        return 0 if self.max_scale is None else -(-num_values // int(params["block"]))
 
     def code_bytes(self, num_values: int) -> int:
         """Whole bytes for that many codes."""
         return (num_values * self.bits + 7) // 8
 
-    def decode(self, scales: Floats, codes: Bytes, num_values: int, params: Params) -> Floats:
-        """Values from a peer's scales and codes.
+    def encode(self, values: Floats, params: Params, dither: Dither) -> tuple[Floats, Bytes]:
+        """Scales and codes of values.
+
+        Raises:
+            OverflowError: a value is not finite or above `MAX_SENT`.
+        """
+        peaks = _peaks(values, int(params.get("block", values.size)))
+        check_sent(float(peaks.max()))
+        return self.pack(values, peaks, params, dither)
+
+    def decode(self, scales: Floats, codes: Bytes, params: Params, out: Floats) -> None:
+        """Write the values of a peer's scales and codes to `out`.
 
         Raises:
             WireError: a scale or a value is not finite, or out of bounds.
         """
-        if self.scaled and not bool(np.all((scales >= _TINY) & (scales <= self.max_scale))):
+        if self.max_scale is not None and not bool(
+            np.all((scales >= _TINY) & (scales <= self.max_scale))
+        ):
             raise WireError(
                 f"a scale is not within 2^-126 and {self.max_scale:g}; the frame is refused. "
                 "The sender must send it anew."
             )
-        return self.unpack(scales, codes, num_values, params)
+        self.unpack(scales, codes, params, out)
 
 
-def check_bounded(values: Floats) -> bool:
-    """Whether all values are finite and at most `MAX_ABS` in size."""
-    return values.size == 0 or bool(np.abs(values).max() <= MAX_ABS)
+def check_sent(largest: float) -> None:
+    """Refuse to send a frame whose largest size is not finite or above `MAX_SENT`."""
+    if not largest <= MAX_SENT:
+        raise OverflowError(f"values must be finite and at most {MAX_SENT:g}")
+
+
+def largest_size(values: Floats) -> float:
+    """Largest absolute value; NaN if there is one, 0 if there are none."""
+    return float(_peaks(values, values.size).max()) if values.size else 0.0
 
 
 def bfloat16_bits(values: Floats) -> npt.NDArray[np.uint16]:
@@ -91,11 +113,11 @@ def bfloat16_bits(values: Floats) -> npt.NDArray[np.uint16]:
     return carry.astype(np.uint16)
 
 
-def from_bfloat16_bits(bits: npt.NDArray[np.uint16]) -> Floats:
-    """The float32 values of bfloat16 bit patterns, exactly."""
-    wide = bits.astype(np.uint32)
+def from_bfloat16_bits(bits: npt.NDArray[np.uint16], out: Floats) -> None:
+    """Write the float32 values of bfloat16 bit patterns, exactly."""
+    wide = out.view(np.uint32)
+    wide[:] = bits
     wide <<= 16
-    return wide.view(np.float32)
 
 
 def _blocks(values: npt.NDArray[Any], scales: Floats, block: int) -> Iterator[tuple[Any, Floats]]:
@@ -107,16 +129,21 @@ def _blocks(values: npt.NDArray[Any], scales: Floats, block: int) -> Iterator[tu
         yield values[whole * block :].reshape(1, -1), scales[whole:, None]
 
 
-def _absmax(values: Floats, block: int) -> Floats:
+def _peaks(values: Floats, block: int) -> Floats:
+    """Largest size in each block.
+
+    Without their sign bit, floats order as integers do (NaN above all), and numpy's maximum of
+    integers is twice as fast.
+    """
     peaks = np.empty(-(-values.size // block), dtype=np.float32)
-    for rows, out in _blocks(np.abs(values), peaks, block):
-        np.maximum.reduce(rows, axis=1, out=out[:, 0])
+    sizes = values.view(np.int32) & 0x7FFFFFFF
+    for rows, out in _blocks(sizes, peaks, block):
+        np.maximum.reduce(rows, axis=1, out=out[:, 0].view(np.int32))
     return peaks
 
 
 def _divided(values: Floats, scales: Floats, block: int) -> Floats:
-    result = np.empty_like(values)
-    inverse = np.float32(1) / scales
+    result, inverse = np.empty_like(values), np.float32(1) / scales
     for (rows, factor), (out, _) in zip(
         _blocks(values, inverse, block), _blocks(result, inverse, block), strict=True
     ):
@@ -124,53 +151,51 @@ def _divided(values: Floats, scales: Floats, block: int) -> Floats:
     return result
 
 
-def _multiplied(values: Floats, scales: Floats, block: int) -> Floats:
+def _multiply(values: Floats, scales: Floats, block: int) -> None:
     for rows, factor in _blocks(values, scales, block):
         np.multiply(rows, factor, out=rows)
-    return values
 
 
 _NO_SCALES: Floats = np.empty(0, dtype=np.float32)
 
 
-def _pack_float32(values: Floats, params: Params, dither: Any) -> tuple[Floats, Bytes]:
-    return _NO_SCALES, values.view(np.uint8)
+def _pack_float32(v: Floats, peaks: Floats, p: Params, dither: Dither) -> tuple[Floats, Bytes]:
+    return _NO_SCALES, v.view(np.uint8)
 
 
-def _unpack_float32(scales: Floats, codes: Bytes, num_values: int, params: Params) -> Floats:
-    return _bounded(codes.view(np.float32))
+def _unpack_float32(scales: Floats, codes: Bytes, params: Params, out: Floats) -> None:
+    out[:] = codes.view(np.float32)
+    _check_bounded(out)
 
 
-def _pack_bfloat16(values: Floats, params: Params, dither: Any) -> tuple[Floats, Bytes]:
-    return _NO_SCALES, bfloat16_bits(values).view(np.uint8)
+def _pack_bfloat16(v: Floats, peaks: Floats, p: Params, dither: Dither) -> tuple[Floats, Bytes]:
+    return _NO_SCALES, bfloat16_bits(v).view(np.uint8)
 
 
-def _unpack_bfloat16(scales: Floats, codes: Bytes, num_values: int, params: Params) -> Floats:
-    return _bounded(from_bfloat16_bits(codes.view(np.uint16)))
+def _unpack_bfloat16(scales: Floats, codes: Bytes, params: Params, out: Floats) -> None:
+    from_bfloat16_bits(codes.view(np.uint16), out)
+    _check_bounded(out)
 
 
-def _pack_float16(values: Floats, params: Params, dither: Any) -> tuple[Floats, Bytes]:
-    block = int(params["block"])
+def _pack_float16(v: Floats, peaks: Floats, p: Params, dither: Dither) -> tuple[Floats, Bytes]:
     # A power of two that lifts the block's largest value to [2^14, 2^15): exact, and it keeps
     # small values out of the subnormals.
-    exponents = np.frexp(_absmax(values, block))[1] - 15
+    exponents = np.frexp(peaks)[1] - 15
     scales = np.maximum(np.ldexp(np.float32(1), exponents), _TINY)
-    return scales, _divided(values, scales, block).astype(np.float16).view(np.uint8)
+    return scales, _divided(v, scales, int(p["block"])).astype(np.float16).view(np.uint8)
 
 
-def _unpack_float16(scales: Floats, codes: Bytes, num_values: int, params: Params) -> Floats:
-    values = codes.view(np.float16).astype(np.float32)
-    return _bounded(_multiplied(values, scales, int(params["block"])))
+def _unpack_float16(scales: Floats, codes: Bytes, params: Params, out: Floats) -> None:
+    out[:] = codes.view(np.float16)
+    _multiply(out, scales, int(params["block"]))
+    _check_bounded(out)
 
 
-def _pack_int8(
-    values: Floats, params: Params, dither: Callable[[int], Floats]
-) -> tuple[Floats, Bytes]:
-    block = int(params["block"])
-    scales = np.maximum(_absmax(values, block) / np.float32(127), _TINY)
-    steps = _divided(values, scales, block)
-    if params["rounding"] == "stochastic":
-        steps += dither(values.size)
+def _pack_int8(v: Floats, peaks: Floats, p: Params, dither: Dither) -> tuple[Floats, Bytes]:
+    scales = np.maximum(peaks / np.float32(127), _TINY)
+    steps = _divided(v, scales, int(p["block"]))
+    if p["rounding"] == "stochastic":
+        steps += dither(v.size)
         np.floor(steps, out=steps)
         np.clip(steps, -127, 127, out=steps)
     else:
@@ -178,8 +203,9 @@ def _pack_int8(
     return scales, steps.astype(np.int8).view(np.uint8)
 
 
-def _unpack_int8(scales: Floats, codes: Bytes, num_values: int, params: Params) -> Floats:
-    return _multiplied(codes.view(np.int8).astype(np.float32), scales, int(params["block"]))
+def _unpack_int8(scales: Floats, codes: Bytes, params: Params, out: Floats) -> None:
+    out[:] = codes.view(np.int8)
+    _multiply(out, scales, int(params["block"]))
 
 
 # The sixteen values of NF4: Dettmers et al. 2023, arXiv:2305.14314, appendix E.
@@ -203,34 +229,33 @@ def _bitsandbytes() -> Any:
     return bitsandbytes.functional
 
 
-def _pack_nf4(values: Floats, params: Params, dither: Any) -> tuple[Floats, Bytes]:
+def _pack_nf4(v: Floats, peaks: Floats, p: Params, dither: Dither) -> tuple[Floats, Bytes]:
     codes, state = _bitsandbytes().quantize_4bit(
-        torch.from_numpy(values.copy()),
-        blocksize=int(params["block"]),
+        torch.from_numpy(v.copy()),
+        blocksize=int(p["block"]),
         compress_statistics=False,
         quant_type="nf4",
     )
     return np.maximum(state.absmax.numpy(), _TINY), codes.numpy().reshape(-1)
 
 
-def _unpack_nf4(scales: Floats, codes: Bytes, num_values: int, params: Params) -> Floats:
-    values = _NF4_PAIRS[codes].reshape(-1)[:num_values]
-    return _multiplied(values, scales, int(params["block"]))
+def _unpack_nf4(scales: Floats, codes: Bytes, params: Params, out: Floats) -> None:
+    out[:] = _NF4_PAIRS[codes].reshape(-1)[: out.size]
+    _multiply(out, scales, int(params["block"]))
 
 
-def _bounded(values: Floats) -> Floats:
-    if not check_bounded(values):
+def _check_bounded(values: Floats) -> None:
+    if not largest_size(values) <= MAX_ABS:
         raise WireError(
             f"a value is not finite or above {MAX_ABS:g}; the frame is refused. "
             "The sender must leave such an update out."
         )
-    return values
 
 
 VALUES: Mapping[str, Values] = {
-    "float32": Values(32, False, 0.0, _pack_float32, _unpack_float32),
-    "bfloat16": Values(16, False, 0.0, _pack_bfloat16, _unpack_bfloat16),
-    "float16": Values(16, True, 2.0**24, _pack_float16, _unpack_float16),
-    "int8": Values(8, True, 2.0**33, _pack_int8, _unpack_int8),
-    "nf4": Values(4, True, MAX_ABS, _pack_nf4, _unpack_nf4),
+    "float32": Values(32, None, _pack_float32, _unpack_float32),
+    "bfloat16": Values(16, None, _pack_bfloat16, _unpack_bfloat16),
+    "float16": Values(16, 2.0**25, _pack_float16, _unpack_float16),
+    "int8": Values(8, 2.0**33, _pack_int8, _unpack_int8),
+    "nf4": Values(4, MAX_ABS, _pack_nf4, _unpack_nf4),
 }

@@ -32,11 +32,13 @@ def num_kept(num_values: int, keep_ratio: float) -> int:
 
 def largest(values: Floats, k: int) -> Indices:
     """Positions of the k values largest in size, ascending; of equal ones the first are kept."""
-    size = np.abs(values)
+    size = values.view(np.int32) & 0x7FFFFFFF
     threshold = np.partition(size, size.size - k)[size.size - k]
-    above = np.flatnonzero(size > threshold)
-    equal = np.flatnonzero(size == threshold)[: k - above.size]
-    return np.sort(np.concatenate([above, equal]))
+    kept = np.flatnonzero(size >= threshold)
+    if kept.size > k:
+        tied = np.flatnonzero(size[kept] == threshold)
+        kept = np.delete(kept, tied[k - kept.size :])
+    return kept
 
 
 def max_gap_bytes(num_values: int, k: int) -> int:

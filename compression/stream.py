@@ -21,12 +21,18 @@ from fedot.compression.layout import Layout
 from fedot.compression.manifest import TensorSpec, read_manifest, write_manifest
 from fedot.errors import WireError
 
-__all__ = ["IncomingPayload", "Readable", "Writable", "write_payload"]
+__all__ = ["IncomingPayload", "Readable", "Writable", "keep", "write_payload"]
 
 MAX_WORKERS = 8
 
+Release = Callable[[int, int], None]
+
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def keep(start: int, end: int) -> None:
+    """Tensors in memory stay there: nothing to release after a frame."""
 
 
 class Writable(Protocol):
@@ -51,6 +57,7 @@ def write_payload(
     *,
     seed: int | None,
     workers: int | None,
+    release: Release = keep,
 ) -> dict[str, int]:
     """Write manifest and frames of a planned chain.
 
@@ -61,27 +68,33 @@ def write_payload(
         out: where the bytes go, in order.
         seed: for stochastic rounding.
         workers: threads, or None for one per core up to eight.
+        release: called with first value and end of each frame that is done.
 
     Returns:
         Bytes after each operator, `float32` first, the whole payload last.
     """
     codec, layout = FrameCodec.of(chain), Layout(spec)
 
-    def pack(bounds: tuple[int, int]) -> PackedFrame:
+    def pack(bounds: tuple[int, int]) -> tuple[int, int, PackedFrame]:
         start, end = bounds
         dither = dither_for(seed, start // FRAME_VALUES)
-        return codec.pack(layout.gather(flat, start, end), dither)
+        try:
+            packed = codec.pack(layout.gather(flat, start, end), dither)
+        except OverflowError as error:
+            raise ValueError(f"{layout.first_unsendable(flat, start, end)!r}: {error}") from error
+        return start, end, packed
 
     manifest = write_manifest(chain, spec)
     out.write(manifest)
     written = len(manifest)
     bytes_after = dict.fromkeys(("float32", *(step.name for step in chain)), 0)
-    for frame in _in_order(pack, layout.frames(), _threads(workers, layout.total)):
+    for start, end, frame in _in_order(pack, layout.frames(), _threads(workers, layout.total)):
         for part in frame.parts:
             out.write(part)
             written += len(part)
         for name, size in frame.bytes_after.items():
             bytes_after[name] += size
+        release(start, end)
     return bytes_after | {"float32": 4 * layout.total, "payload": written}
 
 
@@ -111,12 +124,15 @@ class IncomingPayload:
         self._layout = Layout(spec)
         self.chain = read_manifest(self._read, spec, allowed)
 
-    def read_into(self, flat: Mapping[str, Tensor], *, workers: int | None) -> None:
+    def read_into(
+        self, flat: Mapping[str, Tensor], *, workers: int | None, release: Release = keep
+    ) -> None:
         """Write the values into `flat`, which is of no use after an error.
 
         Args:
             flat: for each expected tensor one contiguous vector of its size and dtype.
             workers: threads, or None for one per core up to eight.
+            release: called with first value and end of each frame that is done.
 
         Raises:
             WireError: anything in the frames is not as it must be.
@@ -129,7 +145,10 @@ class IncomingPayload:
 
         def unpack(frame: tuple[int, int, bytes, list[bytes]]) -> None:
             start, end, head, bodies = frame
-            layout.scatter(codec.unpack(head, bodies, end - start), flat, start, end)
+            window = layout.window(flat, start, end)
+            codec.unpack(head, bodies, window)
+            layout.scatter(window, flat, start, end)
+            release(start, end)
 
         for _ in _in_order(unpack, frames(), _threads(workers, layout.total)):
             pass

@@ -7,8 +7,8 @@ import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-import click
 import typer
+from typer import exceptions as typer_errors
 
 from fedot.cli import emulator, run
 from fedot.console import Console
@@ -21,6 +21,8 @@ app = typer.Typer(
     help="Tune a closed language model on private records: neither side shows the other theirs.",
     no_args_is_help=True,
     add_completion=False,
+    # Plain help: rich would cost more time than everything else.
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 run.add_to(app)
@@ -41,9 +43,9 @@ def _run() -> int:
         return code if isinstance(code, int) else 0
     except FedotError as error:
         console.error(str(error))
-    except click.ClickException as error:
+    except typer_errors.TyperException as error:
         console.error(error.format_message())
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         console.error(
             "interrupted. What was finished is kept: run the same command again with --resume."
         )

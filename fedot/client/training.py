@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -58,19 +58,19 @@ def sequence_losses(model: nn.Module, batch: Sequences) -> Tensor:
 def train(
     adapter: Adapter, records: Sequences, settings: TrainingSettings, rng: torch.Generator
 ) -> None:
-    """Train in place without privacy: shuffled batches; order and dropout follow `rng`."""
+    """Train in place without privacy: shuffled batches, seeded order."""
     optimizer = _adamw(adapter, settings)
     adapter.model.train()
-    batches = _shuffled(len(records), settings.batch_size, rng)
-    with _seeded_dropout(adapter.model, rng.initial_seed()):
-        for _, rows in zip(range(settings.num_steps), batches, strict=False):
-            for part in rows.split(settings.micro_batch_size):
-                with _autocast(adapter.model, settings):
-                    losses = sequence_losses(adapter.model, records.take(part))
-                (losses.sum() / len(rows)).backward()
-            nn.utils.clip_grad_norm_(adapter.parameters.values(), max_norm=1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+    for _, rows in zip(
+        range(settings.num_steps), _shuffled(len(records), settings.batch_size, rng), strict=False
+    ):
+        for part in rows.split(settings.micro_batch_size):
+            with _autocast(adapter.model, settings):
+                losses = sequence_losses(adapter.model, records.take(part))
+            (losses.sum() / len(rows)).backward()
+        nn.utils.clip_grad_norm_(adapter.parameters.values(), max_norm=1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     adapter.model.eval()
 
 
@@ -114,15 +114,6 @@ def _adamw(adapter: Adapter, settings: TrainingSettings) -> torch.optim.AdamW:
         weight_decay=settings.weight_decay,
         betas=(0.9, 0.99),
     )
-
-
-@contextmanager
-def _seeded_dropout(model: nn.Module, seed: int) -> Iterator[None]:
-    """Dropout draws from the global generator, which is put back afterwards."""
-    device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _autocast(model: nn.Module, settings: TrainingSettings) -> torch.autocast | nullcontext[None]:

@@ -131,9 +131,9 @@ def _tokens(config: Config, parts: Parts, client_rounds: int) -> float:
 def _client_bytes(config: Config, parts: Parts, weights: int, num_parameters: int) -> int:
     rows = min(config.training.micro_batch_size, config.training.batch_size)
     model = parts.model.config
-    depth, width = len(parts.kept), model.hidden_size
+    depth, width, vocabulary = len(parts.kept), int(model.hidden_size), int(model.vocab_size)
     activations = 4 * rows * config.data.max_tokens * depth * width * _ACTIVATIONS_PER_UNIT
-    logits = 3 * 4 * rows * config.data.max_tokens * model.vocab_size
+    logits = 3 * 4 * rows * config.data.max_tokens * vocabulary
     private = config.privacy.unit != "none"
     gradients = 4 * num_parameters * (rows if private else 1)
     optimizer = 4 * num_parameters * 4

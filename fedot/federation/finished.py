@@ -119,5 +119,4 @@ def _continue(
             pad_token_id=tokenizer.eos_token_id,
             **({"do_sample": False} | sampling),
         )
-    text: str = tokenizer.decode(made[0, given.shape[1] :], skip_special_tokens=True)
-    return text
+    return str(tokenizer.decode(made[0, given.shape[1] :], skip_special_tokens=True))

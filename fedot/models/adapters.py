@@ -205,6 +205,7 @@ def attach(
             f"the adapter trains blocks {sorted(missing)}, which the model at hand does not have."
         )
     model.requires_grad_(False)
+    _leave_out_dropout(model)
     to_full = dict(enumerate(layer_map))
     if spec.kind == "lora":
         return _attach_lora(model, spec, anatomy, to_full, seed)
@@ -246,6 +247,17 @@ def load_adapter(folder: Path) -> tuple[AdapterSpec, AdapterState]:
             f"{SPEC_FILE} and {WEIGHTS_FILE}, as in RUN/adapter."
         ) from error
     return spec, {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()}
+
+
+def _leave_out_dropout(model: nn.Module) -> None:
+    """Dropout draws from a global generator: two runs of one seed would differ, and under DP it
+    only adds to noise that is there already.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
 def _attach_lora(

@@ -316,3 +316,12 @@ def test_directory_that_is_no_adapter_is_refused_in_one_line(tmp_path, tiny_llam
     with pytest.raises(ConfigError, match="cannot read an adapter from") as caught:
         load_adapter(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_model_with_an_adapter_has_no_dropout_even_while_training(make_model, spec_for, ids):
+    # GPT-2's would draw from the global generator: two runs with one seed would differ.
+    model = make_model("gpt2")
+    adapter = attach(model, spec_for(model, "lora"), range(4))
+    adapter.model.train()
+    first, second = (adapter.model(input_ids=ids, use_cache=False).logits for _ in range(2))
+    assert torch.equal(first, second)
