@@ -8,10 +8,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedot.errors import ConfigError
 
@@ -73,6 +73,18 @@ class DataConfig(Section):
         "half of it reports",
     )
 
+    @field_validator("clients")
+    @classmethod
+    def _names_stay_inside(cls, clients: dict[str, str]) -> dict[str, str]:
+        """A client's name is a folder in the run's own."""
+        for name in clients:
+            if not name.isprintable() or name[:1] in ("", ".") or {"/", "\\"} & set(name):
+                raise ValueError(
+                    f"data.clients has a client called {name!r}; a name must not be empty, start "
+                    "with a dot or hold a slash, for it becomes a folder. Rename it."
+                )
+        return clients
+
 
 class AdapterConfig(Section):
     """What trains."""
@@ -110,7 +122,7 @@ class TrainingConfig(Section):
     final_lr_ratio: float = Field(
         0.1, ge=0, le=1, description="last round's learning rate over the first one's (cosine)"
     )
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW, on what trains")
 
 
 class PrivacyConfig(Section):
@@ -120,7 +132,9 @@ class PrivacyConfig(Section):
         "example", description="one record (example), or no differential privacy at all (none)"
     )
     target_epsilon: float = Field(8.0, gt=0, description="spent over all rounds together")
-    delta: float = Field(1e-5, gt=0, lt=1)
+    delta: float = Field(
+        1e-5, gt=0, lt=1, description="chance that epsilon does not hold; well below 1 / records"
+    )
     l2_clip_norm: float = Field(1.0, gt=0, description="bound C on one example's gradient")
 
 
@@ -140,11 +154,13 @@ class PayloadConfig(Section):
 class FederationConfig(Section):
     """Rounds and who takes part."""
 
-    rounds: int = Field(6, ge=1)
+    rounds: int = Field(6, ge=1, description="exchanges between owner and clients")
     cohort_size: int | None = Field(
         None, ge=1, description="clients drawn uniformly each round; null takes all"
     )
-    aggregation: Literal["mean", "trimmed_mean"] = Field("mean")
+    aggregation: Literal["mean", "trimmed_mean"] = Field(
+        "mean", description="how updates become one: mean, or trimmed_mean against liars"
+    )
     num_trimmed: int = Field(
         0, ge=0, description="b: values dropped at each end of every coordinate (trimmed_mean)"
     )
@@ -153,7 +169,7 @@ class FederationConfig(Section):
 class EvaluationConfig(Section):
     """The five quality numbers."""
 
-    ceiling_learning_rates: list[float] = Field(
+    ceiling_learning_rates: list[Annotated[float, Field(gt=0)]] = Field(
         [1e-3, 3e-3], description="full fine-tuning takes the best of these; [] leaves it out"
     )
     ceiling_epochs: int = Field(4, ge=1, description="at most; stops early on held-out records")
@@ -297,10 +313,11 @@ def _paths_from(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
 
 def _explain(error: ValidationError) -> str:
     """One line for the most telling of pydantic's errors."""
-    errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    # Of a section or a word (emulator), the word is what somebody meant who wrote a word.
+    telling = {"extra_forbidden": 0, "model_type": 2}
+    errors = sorted(error.errors(), key=lambda e: telling.get(e["type"], 1))
     first = errors[0]
-    path = [str(part) for part in first["loc"] if part not in ("EmulatorConfig", "literal['none']")]
-    key = ".".join(path)
+    key = ".".join(str(part) for part in first["loc"] if not _is_branch(part))
     if first["type"] == "extra_forbidden":
         known = sorted(_known_keys(Config))
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.3)
@@ -309,12 +326,17 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"config lacks {key}, which has no default."
     message = first["msg"].removeprefix("Value error, ")
-    if not key:
+    if first["type"] == "value_error":
         return message
     text = f"{key} is {first['input']!r}; {message[0].lower()}{message[1:]}."
     if key.startswith("privacy.target_epsilon"):
         text += " Use privacy.unit=none to train without DP."
     return text
+
+
+def _is_branch(part: str | int) -> bool:
+    """Is it pydantic's name for one of a key's kinds of value, and no part of the key?"""
+    return str(part).startswith(("EmulatorConfig", "literal[", "list["))
 
 
 def _known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:

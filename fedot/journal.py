@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,9 +52,12 @@ class Journal:
         self._payloads.mkdir(parents=True, exist_ok=True)
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(SCHEMA)
+            with ExitStack() as undo:
+                undo.callback(self._db.close)
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=FULL")
+                self._db.executescript(SCHEMA)
+                undo.pop_all()
         except sqlite3.DatabaseError as error:
             raise ConfigError(f"{path} is no journal: {error}. Start another run.") from error
 
@@ -163,10 +166,13 @@ class Journal:
 
     def _drop_unneeded(self, closed: int) -> None:
         """Updates of a closed round have done their work; states stay, for going back."""
-        states = {row[0] for row in self._db.execute("SELECT state FROM round")}
-        for update in self.received(closed):
-            if update.digest not in states:
-                (self._payloads / update.digest).unlink(missing_ok=True)
+        rows = self._db.execute(
+            "SELECT digest FROM received WHERE round = ? "
+            "EXCEPT SELECT digest FROM received WHERE round > ? EXCEPT SELECT state FROM round",
+            (closed, closed),
+        )
+        for (digest,) in rows.fetchall():
+            (self._payloads / digest).unlink(missing_ok=True)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

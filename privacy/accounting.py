@@ -6,6 +6,7 @@ each time and never stored as truth. Neighbouring data sets differ by one added 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -99,14 +100,28 @@ def calibrate_noise(
 def _bracket(
     sampling_prob: float, num_steps: int, target_epsilon: float, delta: float
 ) -> dp_accounting.ExplicitBracketInterval:
-    """Noise on either side of the target, found by doubling: Brent needs fewer trials then."""
-    high = 0.5
-    while high < _MAX_NOISE_MULTIPLIER:
-        merged = ((sampling_prob, high, num_steps),)
-        if _epsilon(merged, delta) < target_epsilon:
-            break
-        high *= 2
-    low = high / 2 if high > 0.5 else 0.05
+    """Noise on either side of the target, close to it: every trial costs a convolution.
+
+    The first guess is the limit of many steps (Gaussian DP), which is no bound but close.
+
+    Raises:
+        ValueError: even the most noise is not enough.
+    """
+    log_term = math.log(1 / delta)
+    mu = math.sqrt(2 * log_term + 2 * target_epsilon) - math.sqrt(2 * log_term)
+    guess = 1 / math.sqrt(math.log1p(mu**2 / (sampling_prob**2 * num_steps)))
+
+    def spends(noise_multiplier: float) -> float:
+        return _epsilon(((sampling_prob, noise_multiplier, num_steps),), delta)
+
+    high = 1.2 * guess
+    while high > _MAX_NOISE_MULTIPLIER or spends(high) > target_epsilon:
+        high *= 1.5
+        if high > _MAX_NOISE_MULTIPLIER:
+            raise ValueError(f"no noise_multiplier up to {_MAX_NOISE_MULTIPLIER:g} is enough")
+    low = high / 1.5
+    while spends(low) < target_epsilon:
+        high, low = low, low / 1.5
     return dp_accounting.ExplicitBracketInterval(low, high)
 
 

@@ -68,7 +68,11 @@ def per_example_gradients(model: nn.Module) -> Iterator[None]:
     """While open, every backward pass through `model` fills `grad_sample` of what trains.
 
     The loss must be a *sum* of per-example losses, with examples along dimension 0 everywhere.
+
+    Raises:
+        ValueError: a parameter that trains has no per-example gradients in this model.
     """
+    _refuse_shared_positions(model)
     model.train()
     hooks = GradSampleHooks(model, batch_first=True, loss_reduction="sum", strict=True)
     try:
@@ -106,7 +110,18 @@ def private_step(
         optimizer.zero_grad(set_to_none=True)
 
 
+def _refuse_shared_positions(model: nn.Module) -> None:
+    """Learned positions are looked up once for the whole batch, so they have no batch dimension."""
+    for name, module in model.named_modules():
+        position = "wpe" in name or "position" in name
+        if position and any(p.requires_grad for p in module.parameters(recurse=False)):
+            raise ValueError(
+                f"{name} is learned and shared by all rows of a batch; it has no per-example "
+                "gradient. Leave it frozen, or train without DP."
+            )
+
+
 def _finite_rows(grad_samples: Sequence[Tensor]) -> Tensor:
     """Which rows are finite in every parameter, shape (B,), bool."""
-    rows = [g.reshape(len(g), -1).isfinite().all(dim=1) for g in grad_samples]
+    rows = [g.flatten(start_dim=1).isfinite().all(dim=1) for g in grad_samples]
     return torch.stack(rows).all(dim=0)

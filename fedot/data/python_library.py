@@ -1,8 +1,9 @@
 """Real text that is on every machine: the Python documentation and standard library.
 
 The general part (what a model owner pretrains on) is the language reference that ships as
-`pydoc_data.topics` plus some modules that no client owns. A client's record is one definition of
-its packages: a function, a method, or a class's head. No text stands in two records, of whoever.
+`pydoc_data.topics` plus definitions of modules that no client owns. A client's record is one
+definition of its packages: a function, a method, or a class's head. No text stands in two records,
+of whoever.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import ast
 import importlib
 import sysconfig
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -36,7 +37,7 @@ _LEFT_OUT = {
     "pip", "_pyrepl",
 }  # fmt: skip
 _SHORTEST_RECORD = 80
-_MODULES_PER_DOCUMENTATION = 4.0
+_CODE_PER_DOCUMENTATION = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class LibraryText:
     """Everything the demo reads.
 
     Attributes:
-        general: sections of the language reference and modules that nobody owns, shuffled.
+        general: sections of the language reference and definitions that nobody owns, shuffled.
         proxy: definitions of the owner's proxy packages.
         clients: client name -> its definitions.
     """
@@ -74,39 +75,44 @@ def library_text() -> LibraryText:
     }
     proxy = _definitions(library, PROXY_PACKAGES, seen)
     owned = {package for packages in CLIENT_PACKAGES.values() for package in packages}
-    modules = list(_sources(library, without=owned.union(PROXY_PACKAGES)))
-    if not modules or min(map(len, clients.values())) < 8:
+    sources = _sources(library, without=owned.union(PROXY_PACKAGES))
+    others = _unseen(sources, seen)
+    if not others or min(map(len, clients.values())) < 8:
         raise ConfigError(
             f"the standard library at {library} has no sources (.py), which the demo reads. Use "
             "another Python, or your own text: fedot demo --data DIR"
         )
-    return LibraryText(_general(topics, modules), proxy, clients)
+    return LibraryText(_general(topics, others), proxy, clients)
 
 
-def _general(topics: Mapping[str, str], modules: list[str]) -> tuple[str, ...]:
-    """All documentation, and about as much source again, in an order of chance."""
+def _general(topics: Mapping[str, str], definitions: Sequence[str]) -> tuple[str, ...]:
+    """All documentation, and some definitions for every character of it, in an order of chance."""
     rng = Random(0)
-    rng.shuffle(modules)
     texts = list(topics.values())
-    room = sum(map(len, texts)) * _MODULES_PER_DOCUMENTATION
-    for source in modules:
-        if len(source) <= room:
-            texts.append(source)
-            room -= len(source)
+    room = sum(map(len, texts)) * _CODE_PER_DOCUMENTATION
+    for text in rng.sample(definitions, len(definitions)):
+        if len(text) <= room:
+            texts.append(text)
+            room -= len(text)
     rng.shuffle(texts)
     return tuple(texts)
 
 
 def _definitions(library: Path, packages: Sequence[str], seen: set[str]) -> tuple[str, ...]:
     """Definitions in some packages that are not in `seen`, which grows by them."""
+    folders = (library / package for package in packages)
+    sources = (source for folder in folders for source in _sources(folder, without=set()))
+    return _unseen(sources, seen)
+
+
+def _unseen(sources: Iterable[str], seen: set[str]) -> tuple[str, ...]:
     found = []
-    for package in packages:
-        for source in _sources(library / package, without=set()):
-            for text in _definitions_in(source):
-                key = " ".join(text.split())
-                if len(text) >= _SHORTEST_RECORD and key not in seen:
-                    seen.add(key)
-                    found.append(text)
+    for source in sources:
+        for text in _definitions_in(source):
+            key = " ".join(text.split())
+            if len(text) >= _SHORTEST_RECORD and key not in seen:
+                seen.add(key)
+                found.append(text)
     return tuple(found)
 
 

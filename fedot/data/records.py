@@ -5,6 +5,7 @@ A record is the unit of privacy: one text, or one instruction with its answer.
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ __all__ = ["Record", "Split", "read_records", "read_text", "split_records"]
 
 # FedIT / Shepherd, Alpaca and Dolly call the same three things by different names.
 INSTRUCTION, CONTEXT, RESPONSE = "instruction", ("context", "input"), ("response", "output")
+
+# With or without the mark that spreadsheets put in front.
+_UTF8 = "utf-8-sig"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ def read_records(path: Path, text_field: str = "text") -> tuple[Record, ...]:
         raise ConfigError(f"there is no data file {path}; check data.clients and data.owner_text.")
     try:
         rows = list(reader(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise ConfigError(
             f"cannot read {path} as {path.suffix}: {type(error).__name__}."
         ) from error
@@ -95,7 +99,24 @@ def split_records(
 
 
 def _record(row: Any, text_field: str, path: Path, number: int) -> Record:
-    if isinstance(row, str):
+    record = _found_in(row, text_field)
+    if record is None:
+        raise ConfigError(
+            f"record {number} of {path} has neither a field {text_field!r} with text nor "
+            "instruction and response. Name the field in data.text_field."
+        )
+    try:
+        (record.prompt + record.answer).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"record {number} of {path} holds half of a surrogate pair, which is no text; take it "
+            "out."
+        ) from error
+    return record
+
+
+def _found_in(row: Any, text_field: str) -> Record | None:
+    if isinstance(row, str) and row:
         return Record(prompt="", answer=row)
     if isinstance(row, Mapping):
         answer = next((row[key] for key in RESPONSE if row.get(key)), None)
@@ -104,10 +125,7 @@ def _record(row: Any, text_field: str, path: Path, number: int) -> Record:
             return Record(prompt=_prompt(row[INSTRUCTION], str(context)), answer=answer)
         if isinstance(row.get(text_field), str) and row[text_field]:
             return Record(prompt="", answer=row[text_field])
-    raise ConfigError(
-        f"record {number} of {path} has neither a field {text_field!r} with text nor instruction "
-        "and response. Name the field in data.text_field."
-    )
+    return None
 
 
 def _prompt(instruction: str, context: str) -> str:
@@ -116,23 +134,23 @@ def _prompt(instruction: str, context: str) -> str:
 
 
 def _read_jsonl(path: Path) -> Iterator[Any]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding=_UTF8) as lines:
         for line in lines:
             if line.strip():
                 yield json.loads(line)
 
 
 def _read_json(path: Path) -> Iterator[Any]:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding=_UTF8))
     if not isinstance(content, list):
         raise ConfigError(f"data file {path} must hold a JSON list of records.")
     yield from content
 
 
 def _read_csv(path: Path) -> Iterator[Any]:
-    import csv
-
-    with path.open(encoding="utf-8", newline="") as lines:
+    # A long document is one field; records are cut off later, by tokens.
+    csv.field_size_limit(2**31 - 1)
+    with path.open(encoding=_UTF8, newline="") as lines:
         yield from csv.DictReader(lines)
 
 
@@ -143,7 +161,7 @@ def _read_parquet(path: Path) -> Iterator[Any]:
 
 
 def _read_plain(path: Path) -> Iterator[Any]:
-    for part in path.read_text(encoding="utf-8").split("\n\n"):
+    for part in path.read_text(encoding=_UTF8).split("\n\n"):
         if part.strip():
             yield part.strip()
 

@@ -19,7 +19,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedot.errors import ConfigError, WireError
-from fedot.models.adapters import AdapterSpec
+from fedot.models.adapters import AdapterSpec, are_block_numbers
 from fedot.models.anatomy import load_model
 
 __all__ = ["Bundle", "read_bundle", "write_bundle"]
@@ -49,8 +49,19 @@ class Bundle:
     built: Mapping[str, Any]
 
     def load(self, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
-        """The emulator (or the full model, where there is no emulator)."""
-        return load_model(str(self.folder), dtype, device)
+        """The emulator (or the full model, where there is no emulator).
+
+        Raises:
+            WireError: it has another number of blocks than the layer map.
+        """
+        model = load_model(str(self.folder), dtype, device)
+        depth = model.config.num_hidden_layers
+        if depth != len(self.layer_map):
+            raise WireError(
+                f"bundle {self.folder}: the layer map names {len(self.layer_map)} blocks, the "
+                f"model has {depth}; get the bundle again."
+            )
+        return model
 
 
 def write_bundle(
@@ -94,22 +105,31 @@ def read_bundle(folder: Path) -> Bundle:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"there is no bundle at {folder}: {MANIFEST} is missing.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WireError(f"{folder / MANIFEST} is not valid JSON; get the bundle again.") from error
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
         raise WireError(f"bundle format is {version!r}; this fedot reads {FORMAT_VERSION}.")
     _check_files(folder, manifest.get("files"))
     try:
-        return Bundle(
-            folder=folder,
-            layer_map=tuple(int(i) for i in manifest["layer_map"]),
-            adapter=AdapterSpec.from_json(manifest["adapter"]),
-            num_bytes=sum(path.stat().st_size for path in folder.iterdir()),
-            built=manifest["built"],
-        )
+        layer_map, built = manifest["layer_map"], manifest["built"]
+        adapter = AdapterSpec.from_json(manifest["adapter"])
     except (KeyError, TypeError, ValueError) as error:
         raise WireError(f"{folder / MANIFEST} lacks or misstates {error}.") from error
+    if not are_block_numbers(layer_map) or not set(adapter.blocks) <= set(layer_map):
+        raise WireError(
+            f"{folder / MANIFEST}: the layer map must be ascending numbers of blocks, those that "
+            "the adapter trains among them; get the bundle again."
+        )
+    if not isinstance(built, dict):
+        raise WireError(f"{folder / MANIFEST} does not say how it was built.")
+    return Bundle(
+        folder=folder,
+        layer_map=tuple(layer_map),
+        adapter=adapter,
+        num_bytes=sum(path.stat().st_size for path in folder.iterdir()),
+        built=built,
+    )
 
 
 def _check_files(folder: Path, digests: Any) -> None:

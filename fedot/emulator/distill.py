@@ -55,7 +55,8 @@ def distill(
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(middle, lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
-    emulator.train()
+    # No dropout: it would blur the match, and it draws from the global generator.
+    emulator.eval()
     for step in range(num_steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * _warm_cosine(step, num_steps)
@@ -67,8 +68,9 @@ def distill(
         optimizer.zero_grad(set_to_none=True)
         progress("distil the emulator", step + 1, num_steps)
     emulator.requires_grad_(False)
-    nn.Module.to(emulator, full.dtype)
-    emulator.eval()
+    # Parameters only: buffers such as rotary frequencies stay float32 in any model.
+    for parameter in middle:
+        parameter.data = parameter.data.to(full.dtype)
 
 
 def _loss(

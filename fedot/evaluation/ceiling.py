@@ -59,7 +59,7 @@ def full_fine_tuning(
     blocks = tuple(range(anatomy_of(model).num_blocks))
     adapter = attach(model, AdapterSpec("blocks", blocks), blocks)
     start = adapter.state()
-    best_loss, best_state = math.inf, start
+    best_loss, best_state = measure(model, choose_on, micro_batch_size, autocast).loss, start
     steps = math.ceil(len(train_on) / batch_size)
     total = len(learning_rates) * max_epochs
     for trial, learning_rate in enumerate(learning_rates):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedot.data.tokenize import Sequences
 
-__all__ = ["Quality", "difference", "measure"]
+__all__ = ["Quality", "difference", "finite", "measure"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +38,10 @@ class Quality:
         return _ratio_se(self.nll, self.tokens)
 
     def summary(self) -> dict[str, Any]:
-        """The numbers that a report shows."""
+        """The numbers that a report shows; None for the error of a single record."""
         return {
             "loss": self.loss,
-            "loss_se": self.loss_se,
+            "loss_se": finite(self.loss_se),
             "perplexity": math.exp(min(self.loss, 700.0)),
             "tokens": int(self.tokens.sum()),
             "records": len(self.tokens),
@@ -78,6 +78,11 @@ def measure(
         nll.append((losses * learned).double().sum(dim=1).cpu())
         tokens.append(learned.double().sum(dim=1).cpu())
     return Quality(torch.cat(nll), torch.cat(tokens))
+
+
+def finite(number: float) -> float | None:
+    """The number, or None where it is none: one record has no error, a broken model no loss."""
+    return number if math.isfinite(number) else None
 
 
 def difference(worse: Quality, better: Quality) -> tuple[float, float]:

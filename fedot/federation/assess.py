@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fedot.evaluation.quality import Quality, difference
+from fedot.evaluation.quality import Quality, difference, finite
 from fedot.journal import Journal
 
-__all__ = ["FIVE", "kept_quality", "verdict"]
+__all__ = ["FIVE", "kept_quality", "summaries", "verdict"]
 
 FIVE = ("full_zero_shot", "full_tuned", "emulator_zero_shot", "emulator_tuned", "plug_in")
 
@@ -21,6 +21,19 @@ def kept_quality(journal: Journal, key: str, compute: Callable[[], Quality]) -> 
     quality = compute()
     journal.note(f"quality/{key}", quality.to_json())
     return quality
+
+
+def summaries(
+    five: Mapping[str, Quality | None],
+) -> tuple[dict[str, dict[str, Any] | None], dict[str, str]]:
+    """What a report shows of each number, None where it is none, and for a broken one why."""
+    shown: dict[str, dict[str, Any] | None] = {}
+    notes: dict[str, str] = {}
+    for name, quality in five.items():
+        shown[name] = quality.summary() if quality and finite(quality.loss) is not None else None
+        if quality and not shown[name]:
+            notes[name] = "the loss is not finite: training diverged. Lower the learning rate."
+    return shown, notes
 
 
 def verdict(
@@ -51,7 +64,8 @@ def verdict(
     for name, (minuend, subtrahend) in pairs.items():
         numbers[name] = numbers[name + "_se"] = None
         if minuend is not None and subtrahend is not None:
-            numbers[name], numbers[name + "_se"] = difference(minuend, subtrahend)
+            gap, gap_se = difference(minuend, subtrahend)
+            numbers[name], numbers[name + "_se"] = finite(gap), finite(gap_se)
     if copy is None:
         reason = "emulator: none shares the full model; there is no copy to compare with."
         notes.update(plug_in_advantage=reason, leak_margin=reason, general_gap=reason)
@@ -68,10 +82,12 @@ def _recovery(
     if tuned is None:
         return None, "evaluation.ceiling_learning_rates is empty, so there is no ceiling."
     worth, worth_se = difference(zero, tuned)
-    if worth < 2 * worth_se:
+    if not worth > 2 * worth_se:
         return None, (
             f"full fine-tuning gained {worth:.4f} nats, less than two standard errors "
             f"({worth_se:.4f} each): there is nothing to recover."
         )
     gained, _ = difference(zero, plugged)
+    if finite(gained) is None:
+        return None, "the plugged-in model's loss is not finite; its training diverged."
     return gained / worth, None

@@ -11,7 +11,7 @@ from typing import Any
 from fedot.config import Config
 from fedot.emulator.bundle import Bundle
 from fedot.evaluation.quality import Quality
-from fedot.federation.assess import verdict
+from fedot.federation.assess import summaries, verdict
 from fedot.federation.parts import Parts
 from fedot.journal import Journal
 from fedot.privacy.accounting import NEIGHBOURING
@@ -31,14 +31,16 @@ def summarize(
     name: str,
 ) -> dict[str, Any]:
     """Everything about a finished run, ready for JSON; only `seconds` differs between machines."""
+    quality, broken = summaries(five)
     numbers, notes = verdict(five, general)
+    notes.update(broken)
     metrics = [line for line in journal.metrics() if line["round"] > 0]
     best = journal.fact("best_round")
     notes.update(_privacy_notes(config, best))
     shared = config.emulator == "none"
     return {
         "name": name,
-        "quality": {key: q.summary() if q else None for key, q in five.items()},
+        "quality": quality,
         **numbers,
         "notes": notes,
         "privacy": _privacy(config, metrics),

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -28,6 +29,7 @@ from fedot.models.anatomy import Anatomy, anatomy_of
 __all__ = [
     "Adapter",
     "AdapterSpec",
+    "are_block_numbers",
     "attach",
     "blocks_of",
     "linear_names",
@@ -44,6 +46,7 @@ PEFT_PREFIX = "base_model.model."
 PEFT_NAME = "default"
 
 AdapterState = dict[str, Tensor]
+AdapterKind = Literal["lora", "blocks", "full"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ class AdapterSpec:
         targets: for `lora`, the linear layers by full-model name.
     """
 
-    kind: Literal["lora", "blocks", "full"]
+    kind: AdapterKind
     blocks: tuple[int, ...]
     rank: int = 8
     alpha: float = 16.0
@@ -69,14 +72,31 @@ class AdapterSpec:
 
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> AdapterSpec:
-        """Read what `to_json` wrote."""
-        return AdapterSpec(
+        """Read what `to_json` wrote; it may come from a peer.
+
+        Raises:
+            KeyError: a field is missing.
+            ValueError: a value is not allowed.
+        """
+        spec = AdapterSpec(
             kind=raw["kind"],
             blocks=tuple(raw["blocks"]),
             rank=raw["rank"],
             alpha=raw["alpha"],
             targets=tuple(raw["targets"]),
         )
+        allowed = {
+            "kind": spec.kind in get_args(AdapterKind),
+            "blocks": are_block_numbers(spec.blocks),
+            "rank": type(spec.rank) is int and spec.rank > 0,
+            "alpha": type(spec.alpha) in (int, float) and 0 < spec.alpha < math.inf,
+            "targets": isinstance(raw["targets"], list | tuple)
+            and all(isinstance(name, str) for name in spec.targets),
+        }
+        for field, is_allowed in allowed.items():
+            if not is_allowed:
+                raise ValueError(f"the adapter's {field}")
+        return spec
 
 
 class Adapter:
@@ -139,6 +159,15 @@ def blocks_of(num_blocks: int, wanted: str | Sequence[int], num_end_blocks: int)
     return tuple(numbers)
 
 
+def are_block_numbers(blocks: Any) -> bool:
+    """Are these numbers of blocks: one at least, whole, ascending, none twice?"""
+    if not isinstance(blocks, list | tuple) or not blocks:
+        return False
+    if any(type(block) is not int or block < 0 for block in blocks):
+        return False
+    return list(blocks) == sorted(set(blocks))
+
+
 def linear_names(model: PreTrainedModel, blocks: Sequence[int]) -> tuple[str, ...]:
     """Names of all linear layers in some blocks: what LoRA sits on."""
     anatomy = anatomy_of(model)
@@ -162,15 +191,21 @@ def attach(
         seed: of LoRA's random A; B starts at zero, so the model's outputs do not change.
 
     Raises:
-        ConfigError: a block that is to train is not in the model.
+        ConfigError: a block or layer that is to train is not in the model.
     """
+    anatomy = anatomy_of(model)
+    if len(layer_map) != anatomy.num_blocks:
+        raise ConfigError(
+            f"the layer map names {len(layer_map)} blocks and the model has {anatomy.num_blocks}; "
+            "they do not belong together."
+        )
     missing = set(spec.blocks) - set(layer_map)
     if missing:
         raise ConfigError(
             f"the adapter trains blocks {sorted(missing)}, which the model at hand does not have."
         )
     model.requires_grad_(False)
-    anatomy = anatomy_of(model)
+    _leave_out_dropout(model)
     to_full = dict(enumerate(layer_map))
     if spec.kind == "lora":
         return _attach_lora(model, spec, anatomy, to_full, seed)
@@ -214,6 +249,15 @@ def load_adapter(folder: Path) -> tuple[AdapterSpec, AdapterState]:
     return spec, {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()}
 
 
+def _leave_out_dropout(model: nn.Module) -> None:
+    """Switch off what draws from a global generator: two runs of one seed would differ."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
 def _attach_lora(
     model: PreTrainedModel,
     spec: AdapterSpec,
@@ -222,6 +266,13 @@ def _attach_lora(
     seed: int,
 ) -> Adapter:
     from_full = {full: here for here, full in to_full.items()}
+    here = linear_names(model, [from_full[block] for block in spec.blocks])
+    strange = set(spec.targets) - {anatomy.renumber(name, to_full) for name in here}
+    if strange or not spec.targets:
+        raise ConfigError(
+            f"the adapter does not fit the model: it trains {min(strange, default='no layer')}, "
+            "which is no linear layer of the model's blocks. Use the model that it was made for."
+        )
     targets = [anatomy.renumber(name, from_full) for name in spec.targets]
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(seed)

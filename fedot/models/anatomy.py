@@ -152,8 +152,12 @@ def load_model(path: str, dtype: str = "float32", device: str = "cpu") -> PreTra
     """
     _check_checkpoint(path)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except LOAD_ERRORS as error:
         reason = str(error).strip().split("\n")[0][:200]
@@ -161,6 +165,14 @@ def load_model(path: str, dtype: str = "float32", device: str = "cpu") -> PreTra
             f"cannot load the checkpoint {path}: {type(error).__name__}: {reason}. It must be a "
             "readable Hugging Face checkpoint with *.safetensors weights."
         ) from error
+    model, report = found
+    if report["missing_keys"]:
+        # transformers would make them up at random.
+        raise ConfigError(
+            f"the checkpoint {path} lacks {len(report['missing_keys'])} tensors, "
+            f"{min(report['missing_keys'])} among them; it must be a whole causal language model. "
+            "Get it again, or name another."
+        )
     nn.Module.to(model, device)
     loaded: PreTrainedModel = model.eval()
     return loaded
