@@ -41,12 +41,11 @@ CHAINS = {
     "float16+planes+deflate": plan(Step("float16"), Step("planes"), DEFLATE),
     "int8": plan(Step("int8")),
     "int8+deflate": plan(Step("int8"), DEFLATE),
-    "int8 min_step+deflate": plan(Step("int8", {"min_step": 0.032}), DEFLATE),
-    "int8/4096+deflate": plan(Step("int8", {"block": 4096}), DEFLATE),
+    "int8 absmax+deflate": plan(Step("int8", {"min_step": 0}), DEFLATE),
+    "int8 absmax/4096+deflate": plan(Step("int8", {"block": 4096, "min_step": 0}), DEFLATE),
     "int8 stochastic+deflate": plan(Step("int8", {"rounding": "stochastic"}), DEFLATE),
     "int8+zstd": plan(Step("int8"), Step("zstd")),
     "nf4+deflate": plan(Step("nf4"), DEFLATE),
-    "top_k+int8 min_step+deflate": plan(TOP_K, Step("int8", {"min_step": 0.032}), DEFLATE),
     "top_k+int8+deflate": plan(TOP_K, Step("int8"), DEFLATE),
 }
 Row = dict[str, Any]

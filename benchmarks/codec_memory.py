@@ -23,7 +23,7 @@ import torch
 from fedot.compression.codec import Step, decode_to_file, encode_file, plan, spec_of_file
 
 RESULT = Path(__file__).with_name("results") / "codec_memory.json"
-CHAIN = plan(Step("int8", {"min_step": 0.032}), Step("deflate"))
+CHAIN = plan(Step("int8"), Step("deflate"))
 LIMIT_BYTES = 64e6
 
 

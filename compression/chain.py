@@ -3,7 +3,7 @@
 A chain is planned once, by `plan`; what it returns has every parameter filled in and can be
 compared, hashed and written as one line of text. That text travels in a payload's manifest:
 
-    top_k(keep_ratio=0.1)+int8(block=256,min_step=0.0,rounding=nearest)+deflate(level=1)
+    top_k(keep_ratio=0.1)+int8(block=256,min_step=0.032,rounding=nearest)+deflate(level=1)
 
 Design note: a receiver never parses the text of a peer. It writes the chains that it allows as text
 and looks for an equal one, so a hostile manifest meets a comparison and no parser.
@@ -122,7 +122,7 @@ OPERATORS: Mapping[str, Operator] = {
         Stage.VALUES,
         {
             "block": _BLOCK,
-            "min_step": Fraction(0.0, most=0.1, from_zero=True),
+            "min_step": Fraction(0.032, most=0.1, from_zero=True),
             "rounding": Choice("nearest", ("nearest", "stochastic")),
         },
     ),

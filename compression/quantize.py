@@ -4,10 +4,11 @@ An operator that scales cuts a frame's values into blocks of `block` values (the
 shorter) and keeps one float32 scale for each. A scale lies in [2^-126, `MAX_SCALE`]: it is never
 zero, so a block of zeros has the smallest scale and codes that mean zero.
 
-int8 divides a block's largest value by 127. After Adam's steps a block is close to uniform, its 255
-codes are about equally frequent, and DEFLATE can do nothing. `min_step` says how fine a step may be
-at most, as a part of the block's root mean square: the relative error is then about min_step /
-sqrt(12) whatever the distribution, and DEFLATE takes away the bits that are not needed for it.
+int8's step is the block's largest value over 127, but no finer than `min_step` times the block's
+root mean square. What Adam's steps add up to is close to uniform: all 255 codes are about equally
+frequent, and DEFLATE can do nothing with them. With a least step the relative error is about
+min_step / sqrt(12), 0.9 % by default, whatever the distribution, and DEFLATE takes away the bits
+that this does not need. `min_step: 0` is plain absmax.
 
 Design note: plain numpy. On a frame of 1 MiB every pass runs from the cache, so int8 takes about a
 tenth of a millisecond, a third of what DEFLATE takes after it; there is nothing for a compiled

@@ -12,12 +12,12 @@ def test_left_out_parameters_are_filled_in_and_make_equal_chains() -> None:
     short = plan(Step("top_k"), Step("int8"), Step("deflate"))
     full = plan(
         Step("top_k", {"keep_ratio": 0.1}),
-        Step("int8", {"rounding": "nearest", "min_step": 0, "block": 256}),
+        Step("int8", {"rounding": "nearest", "min_step": 0.032, "block": 256}),
         Step("deflate", {"level": 1}),
     )
     assert short == full
     assert hash(short) == hash(full)
-    text = "top_k(keep_ratio=0.1)+int8(block=256,min_step=0.0,rounding=nearest)+deflate(level=1)"
+    text = "top_k(keep_ratio=0.1)+int8(block=256,min_step=0.032,rounding=nearest)+deflate(level=1)"
     assert text_of(short) == text
     assert plan(*short) == short
 

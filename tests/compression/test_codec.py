@@ -32,16 +32,16 @@ CHAINS = [
     plan(Step("bfloat16")),
     plan(Step("bfloat16"), Step("planes"), Step("deflate")),
     plan(Step("float16"), Step("planes"), Step("gzip")),
-    plan(Step("int8")),
     INT8,
-    plan(Step("int8", {"block": 100, "rounding": "stochastic"}), Step("zstd")),
+    plan(Step("int8", {"min_step": 0})),
+    plan(Step("int8", {"block": 100, "min_step": 0, "rounding": "stochastic"}), Step("zstd")),
     plan(Step("nf4"), Step("deflate")),
     plan(Step("top_k", {"keep_ratio": 1.0}), Step("float32")),
     plan(Step("top_k", {"keep_ratio": 1.0}), Step("bfloat16"), Step("planes"), Step("deflate")),
 ]
-# Largest error beside the largest value: half a step of bfloat16 (2^-8) and float16 (2^-11), a
-# whole step of int8 (1/127, as rounding may be stochastic), half of NF4's widest gap (0.152).
-TOLERANCES = {"float32": 0.0, "bfloat16": 2**-8, "float16": 2**-11, "int8": 1 / 127, "nf4": 0.153}
+# Largest error beside the largest value: half a step of bfloat16 (2^-8) and float16 (2^-11), half
+# the least step of int8 (0.016; more than a whole one of 1/127), half of NF4's widest gap (0.152).
+TOLERANCES = {"float32": 0.0, "bfloat16": 2**-8, "float16": 2**-11, "int8": 0.016, "nf4": 0.153}
 
 
 def lora_update(seed: int = 0) -> dict[str, Tensor]:
@@ -94,7 +94,7 @@ def test_what_is_decoded_is_what_was_sent(chain: Chain, tensors: dict[str, Tenso
     assert worst_error(tensors, received) <= TOLERANCES[value_step] + slack
 
 
-@pytest.mark.parametrize("chain", CHAINS, ids=text_of)
+@pytest.mark.parametrize("chain", [c for c in CHAINS if c != INT8], ids=text_of)
 def test_a_value_that_a_chain_can_hold_comes_back_bit_for_bit(chain: Chain) -> None:
     tensors = {"w": torch.tensor([0.0, 1.0, -1.0, 0.0]).repeat(100)}
     received = decode(encode(tensors, chain, seed=0).payload, spec_of(tensors), [chain])

