@@ -111,7 +111,7 @@ def bfloat16_bits(values: Floats) -> npt.NDArray[np.uint16]:
     carry += 0x7FFF
     carry += bits
     carry >>= 16
-    return carry.astype(np.uint16)
+    return _cast(carry, np.uint16)
 
 
 def from_bfloat16_bits(bits: npt.NDArray[np.uint16], out: Floats) -> None:
@@ -119,6 +119,13 @@ def from_bfloat16_bits(bits: npt.NDArray[np.uint16], out: Floats) -> None:
     wide = out.view(np.uint32)
     wide[:] = bits
     wide <<= 16
+
+
+def _cast(values: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """As `astype`, which holds the interpreter's lock all the while; assigning does not."""
+    result = np.empty(values.shape, dtype=dtype)
+    result[...] = values
+    return result
 
 
 def _blocks(values: npt.NDArray[Any], scales: Floats, block: int) -> Iterator[tuple[Any, Floats]]:
@@ -147,7 +154,7 @@ def _rms(values: Floats, block: int) -> Floats:
     """Root mean square of each block."""
     result = np.empty(-(-values.size // block), dtype=np.float32)
     for rows, out in _blocks(values, result, block):
-        out[:, 0] = np.sqrt(np.einsum("ij,ij->i", rows, rows) / np.float32(rows.shape[1]))
+        out[:, 0] = np.sqrt(np.vecdot(rows, rows) / np.float32(rows.shape[1]))
     return result
 
 
@@ -191,7 +198,7 @@ def _pack_float16(v: Floats, peaks: Floats, p: Params, dither: Dither) -> tuple[
     # small values out of the subnormals.
     exponents = np.frexp(peaks)[1] - 15
     scales = np.maximum(np.ldexp(np.float32(1), exponents), _TINY)
-    return scales, _divided(v, scales, int(p["block"])).astype(np.float16).view(np.uint8)
+    return scales, _cast(_divided(v, scales, int(p["block"])), np.float16).view(np.uint8)
 
 
 def _unpack_float16(scales: Floats, codes: Bytes, params: Params, out: Floats) -> None:
@@ -211,7 +218,7 @@ def _pack_int8(v: Floats, peaks: Floats, p: Params, dither: Dither) -> tuple[Flo
         np.floor(steps, out=steps)
     else:
         np.rint(steps, out=steps)
-    return scales, steps.astype(np.int8).view(np.uint8)
+    return scales, _cast(steps, np.int8).view(np.uint8)
 
 
 def _unpack_int8(scales: Floats, codes: Bytes, params: Params, out: Floats) -> None:
