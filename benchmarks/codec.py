@@ -14,25 +14,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
+from codec_result import Row, machine, mark, write
 from isal import igzip_lib, isal_zlib
 from torch import Tensor
 
 from fedot.compression.codec import Chain, Step, decode, encode, plan, spec_of, text_of
 
-RESULT = Path(__file__).with_name("results") / "codec.json"
 DEFLATE = Step("deflate")
 TOP_K = Step("top_k", {"keep_ratio": 0.1})
 CHAINS = {
@@ -49,7 +47,6 @@ CHAINS = {
     "nf4+deflate": plan(Step("nf4"), DEFLATE),
     "top_k+int8+deflate": plan(TOP_K, Step("int8"), DEFLATE),
 }
-Row = dict[str, Any]
 Tensors = dict[str, Tensor]
 
 
@@ -143,11 +140,6 @@ def peers(python: str, tensors: Tensors, repeats: int) -> list[Row]:
     return [{"input": "synthetic, <= 64 MB", **row} for row in rows]
 
 
-def mark(name: str, value: float, bound: str, limit: float) -> Row:
-    holds = value >= limit if bound == "at_least" else value <= limit
-    return {"name": name, "value": round(value, 4), bound: limit, "holds": holds}
-
-
 def marks(rows: list[Row]) -> list[Row]:
     def find(column: str, **keys: Any) -> float:
         return float(next(r[column] for r in rows if all(r.get(k) == v for k, v in keys.items())))
@@ -172,14 +164,7 @@ def marks(rows: list[Row]) -> list[Row]:
     return found
 
 
-def machine() -> Row:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    cpu = names[0] if names else platform.processor()
-    return {"cpu": cpu, "cores": os.cpu_count(), "gpu": None, "load_before": os.getloadavg()[0]}
-
-
-def show(rows: list[Row], found: list[Row]) -> None:
+def show(rows: list[Row]) -> None:
     print(f"{'input':24} {'chain or scheme':33} {'x fp32':>7} {'L2 error':>9}  GB/s per core")
     for row in rows:
         if "size_ratio" not in row:
@@ -193,9 +178,6 @@ def show(rows: list[Row], found: list[Row]) -> None:
             if f"{way}_gb_per_core_s" in row:
                 line += f"{row[f'{way}_gb_per_core_s']:8.2f}"
         print(line)
-    for one in found:
-        limit = f">= {one['at_least']}" if "at_least" in one else f"<= {one['at_most']}"
-        print(f"{'holds' if one['holds'] else 'FAILS'}  {one['name']}: {one['value']} ({limit})")
 
 
 def main() -> None:
@@ -221,20 +203,8 @@ def main() -> None:
     rows.append(floor(large, options.repeats))
     if options.peers:
         rows += peers(options.peers, large, options.repeats)
-    found = marks(rows)
-    show(rows, found)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
-    packages = ("torch", "numpy", "isal", "zlib-ng", "zstandard", "bitsandbytes")
-    result = {
-        "benchmark": "codec",
-        "machine": about,
-        "versions": {name: version(name) for name in packages},
-        "commit": commit.strip(),
-        "rows": rows,
-        "marks": found,
-    }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    show(rows)
+    write("codec", about, rows, marks(rows))
 
 
 if __name__ == "__main__":

@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
+from codec_result import Row, machine, mark, write
 
 from fedot.compression.codec import Step, decode_to_file, encode_file, plan, spec_of_file
 
-RESULT = Path(__file__).with_name("results") / "codec_memory.json"
 CHAIN = plan(Step("int8"), Step("deflate"))
-LIMIT_BYTES = 64e6
+LIMIT = 64e6
 
 
 def status_bytes(key: str) -> int:
@@ -51,10 +49,10 @@ def write_large(path: Path, num_bytes: int) -> None:
             file.write((one * (1 + number)).numpy().tobytes())
 
 
-def child(folder: Path) -> dict[str, Any]:
+def child(folder: Path) -> Row:
     """In a process of its own: both ways, with the peak from before each."""
     source, payload, target = folder / "source", folder / "payload", folder / "target"
-    row: dict[str, Any] = {"float32_bytes": source.stat().st_size}
+    row: Row = {"float32_bytes": source.stat().st_size}
     spec = spec_of_file(source)
     for way in ("encode", "decode"):
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
@@ -78,24 +76,14 @@ def main() -> None:
     if options.child:
         print(json.dumps(child(options.child)))
         return
+    about = machine()
     with tempfile.TemporaryDirectory() as name:
         write_large(Path(name) / "source", int(options.gb * 1e9))
         command = [sys.executable, __file__, "--child", name]
         row = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    marks = [
-        {
-            "name": f"{way}: extra bytes resident",
-            "value": row[f"{way}_extra_bytes"],
-            "at_most": LIMIT_BYTES,
-            "holds": row[f"{way}_extra_bytes"] <= LIMIT_BYTES,
-        }
-        for way in ("encode", "decode")
-    ]
-    machine = {"cores": os.cpu_count(), "gpu": None}
-    result = {"benchmark": "codec_memory", "machine": machine, "rows": [row], "marks": marks}
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    ways = ("encode", "decode")
+    found = (mark(f"{w}: extra bytes", row[f"{w}_extra_bytes"], "at_most", LIMIT) for w in ways)
+    write("codec_memory", about, [row], list(found))
 
 
 if __name__ == "__main__":
