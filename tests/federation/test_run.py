@@ -212,7 +212,7 @@ def test_a_broken_update_is_refused_and_the_round_goes_on(
 
 def test_training_that_diverges_says_so(tiny_config: dict[str, Any], out: Path) -> None:
     config = config_with(tiny_config, "training.learning_rate=1e30")
-    with pytest.raises(ProtocolError, match="Lower training.learning_rate"):
+    with pytest.raises(ProtocolError, match=r"Lower training\.learning_rate"):
         simulate(config, out)
 
 
