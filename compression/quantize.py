@@ -29,7 +29,7 @@ import torch
 from fedot.errors import WireError
 
 __all__ = ["MAX_ABS", "MAX_SENT", "VALUES", "Values", "bfloat16_bits", "from_bfloat16_bits"]
-__all__ += ["check_sent", "largest_size"]
+__all__ += ["largest_size"]
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -77,7 +77,8 @@ class Values:
             OverflowError: a value is not finite or above `MAX_SENT`.
         """
         peaks = _peaks(values, int(params.get("block", values.size)))
-        check_sent(float(peaks.max()))
+        if not float(peaks.max()) <= MAX_SENT:
+            raise OverflowError(f"values must be finite and at most {MAX_SENT:g} in size")
         return self.pack(values, peaks, params, dither)
 
     def decode(self, scales: Floats, codes: Bytes, params: Params, out: Floats) -> None:
@@ -94,12 +95,6 @@ class Values:
                 "The sender must send it anew."
             )
         self.unpack(scales, codes, params, out)
-
-
-def check_sent(largest: float) -> None:
-    """Refuse to send a frame whose largest size is not finite or above `MAX_SENT`."""
-    if not largest <= MAX_SENT:
-        raise OverflowError(f"values must be finite and at most {MAX_SENT:g}")
 
 
 def largest_size(values: Floats) -> float:
@@ -210,9 +205,9 @@ def _pack_int8(v: Floats, peaks: Floats, p: Params, dither: Dither) -> tuple[Flo
         np.maximum(scales, np.float32(p["min_step"]) * _rms(v, int(p["block"])), out=scales)
     steps = _divided(v, scales, int(p["block"]))
     if p["rounding"] == "stochastic":
+        # At most 127.00001 + 1 - 2^-16, for every float32 that a block's largest value can be.
         steps += dither(v.size)
         np.floor(steps, out=steps)
-        np.clip(steps, -127, 127, out=steps)
     else:
         np.rint(steps, out=steps)
     return scales, steps.astype(np.int8).view(np.uint8)

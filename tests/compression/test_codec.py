@@ -137,6 +137,12 @@ def test_bytes_after_counts_what_each_operator_leaves() -> None:
     assert after["payload"] == len(sent.payload)
 
 
+def test_a_strided_vector_can_be_sent() -> None:
+    tensors = {"w": torch.arange(1000).float()[::3]}
+    received = decode(encode(tensors, FLOAT32).payload, spec_of(tensors), [FLOAT32])
+    assert torch.equal(received["w"], tensors["w"])
+
+
 def test_nothing_at_all_can_be_sent() -> None:
     for tensors in ({}, {"empty": torch.empty(3, 0)}):
         received = decode(encode(tensors, INT8).payload, spec_of(tensors), [INT8])
@@ -151,13 +157,23 @@ def test_stochastic_rounding_needs_a_seed_and_follows_it() -> None:
     assert one == two != other
 
 
+def test_stochastic_rounding_draws_anew_for_each_frame() -> None:
+    frame = torch.full((262_144,), 0.3)
+    frame[::256] = 127.0
+    chain = plan(Step("int8", {"rounding": "stochastic"}))
+    payload = encode({"w": frame.repeat(2, 1)}, chain, seed=0).payload
+    received = decode(payload, {"w": TensorSpec((2, 262_144), "float32")}, [chain])
+    assert not torch.equal(*received["w"])
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 2.0**41])
 def test_values_that_must_not_travel_are_refused_with_the_tensors_name(bad: float) -> None:
     tensors = lora_update()
     name = sorted(tensors)[7]
     tensors[name][3, 3] = bad
-    with pytest.raises(ValueError, match=name):
-        encode(tensors, INT8)
+    for chain in CHAINS:
+        with pytest.raises(ValueError, match=name):
+            encode(tensors, chain, seed=0)
 
 
 def test_dtypes_outside_the_format_are_refused() -> None:

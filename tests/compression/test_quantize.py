@@ -143,6 +143,18 @@ def test_stochastic_rounding_has_the_right_mean_and_nearest_has_not() -> None:
     assert (stochastic[~small] == 127.0).all()
 
 
+def test_stochastic_rounding_never_steps_over_the_largest_code() -> None:
+    # Scaling may lift a block's largest value a little above 127: every significand is tried, with
+    # the most that is ever added to it.
+    values = (np.arange(2**23, dtype=np.uint32) | np.uint32(127 << 23)).view(np.float32)
+    params = PARAMS["int8"] | {"block": 1, "rounding": "stochastic"}
+    most = np.float32(1 - 2**-16)
+    _, codes = VALUES["int8"].encode(values, params, lambda n: np.full(n, most, dtype=np.float32))
+    assert bool((codes == 127).all())
+    _, codes = VALUES["int8"].encode(-values, params, lambda n: np.zeros(n, dtype=np.float32))
+    assert set(np.unique(codes.view(np.int8)).tolist()) <= {-127, -128}
+
+
 def test_dither_is_uniform_and_differs_between_frames() -> None:
     one, other = dither_for(7, 0)(100_000), dither_for(7, 1)(100_000)
     assert one.min() >= 0.0
