@@ -3,7 +3,7 @@
 A chain is planned once, by `plan`; what it returns has every parameter filled in and can be
 compared, hashed and written as one line of text. That text travels in a payload's manifest:
 
-    top_k(keep_ratio=0.1)+int8(block=256,rounding=nearest)+deflate(level=1)
+    top_k(keep_ratio=0.1)+int8(block=256,min_step=0.0,rounding=nearest)+deflate(level=1)
 
 Design note: a receiver never parses the text of a peer. It writes the chains that it allows as text
 and looks for an equal one, so a hostile manifest meets a comparison and no parser.
@@ -74,14 +74,21 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class Fraction:
-    """A parameter above 0 and up to 1."""
+    """A parameter above 0, or from 0, up to a bound that is at most 1."""
 
     default: float
+    most: float = 1.0
+    from_zero: bool = False
 
     def check(self, value: Value) -> str | None:
         """What the value must be, or None when it is that."""
-        fits = isinstance(value, float | int) and type(value) is not bool and 0 < value <= 1
-        return None if fits else "above 0 and at most 1"
+        number = value if type(value) in (float, int) else -1
+        fits = 0 < float(number) <= self.most or (self.from_zero and number == 0)
+        return (
+            None
+            if fits
+            else f"{'at least' if self.from_zero else 'above'} 0 and at most {self.most:g}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +119,12 @@ OPERATORS: Mapping[str, Operator] = {
     "bfloat16": Operator(Stage.VALUES),
     "float16": Operator(Stage.VALUES, {"block": _BLOCK}),
     "int8": Operator(
-        Stage.VALUES, {"block": _BLOCK, "rounding": Choice("nearest", ("nearest", "stochastic"))}
+        Stage.VALUES,
+        {
+            "block": _BLOCK,
+            "min_step": Fraction(0.0, most=0.1, from_zero=True),
+            "rounding": Choice("nearest", ("nearest", "stochastic")),
+        },
     ),
     "nf4": Operator(Stage.VALUES, {"block": Whole(64, 64, 4096, power_of_two=True)}),
     "planes": Operator(Stage.PLANES),

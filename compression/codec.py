@@ -108,7 +108,7 @@ def encode_to(
     Returns:
         Bytes after each operator, as in `Encoded`.
     """
-    flat = {name: tensor.detach().reshape(-1) for name, tensor in tensors.items()}
+    flat = {name: tensor.detach().reshape(-1).contiguous() for name, tensor in tensors.items()}
     return write_payload(flat, spec_of(tensors), plan(*chain), out, seed=seed, workers=workers)
 
 
@@ -186,12 +186,14 @@ def encode_with_feedback(
 
     Source: Karimireddy et al. 2019, arXiv:1901.09847.
     """
-    if residual is not None and spec_of(residual) != spec_of(tensors):
+    spec = spec_of(tensors)
+    if any(one.dtype != "float32" for one in spec.values()):
+        raise ValueError("feedback needs float32 tensors: a coarser residual would lose its use")
+    if residual is not None and spec_of(residual) != spec:
         raise ValueError("the residual has other names, shapes or dtypes than the tensors")
-    total = {
-        name: tensor.detach().float() + (residual[name] if residual else 0)
-        for name, tensor in tensors.items()
-    }
+    total = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    if residual is not None:
+        total = {name: total[name] + residual[name] for name in total}
     sent = encode(total, chain, seed=seed, workers=workers)
-    received = decode(sent.payload, spec_of(total), [chain], workers=workers)
+    received = decode(sent.payload, spec, [chain], workers=workers)
     return sent, {name: total[name] - received[name] for name in total}

@@ -88,13 +88,14 @@ def _zstd(data: Buffer, level: int) -> Buffer:
 
 def _unzstd(data: bytes, most: int) -> bytes:
     try:
-        # The decompressor allocates what the stream claims, so the claim is checked first.
-        claimed = zstandard.get_frame_parameters(data).content_size
-        if not 0 < claimed <= most:
-            raise WireError(f"a section claims {claimed} bytes; it may have 1 to {most}.")
-        return zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).decompress(
-            data, allow_extra_data=False
-        )
+        # The decompressor allocates what the stream claims, so the claims are checked first.
+        claimed = zstandard.get_frame_parameters(data)
+        if not 0 < claimed.content_size <= most or claimed.window_size > _MAX_WINDOW:
+            raise WireError(
+                f"a section claims {claimed.content_size} bytes and a window of "
+                f"{claimed.window_size}; it may have 1 to {most}, and {_MAX_WINDOW}."
+            )
+        return zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise WireError(f"a section is not valid zstd ({error}); it must be sent anew.") from error
 

@@ -19,7 +19,7 @@ from isal import isal_zlib
 
 from fedot.compression.chain import Chain, Stage, Step, step_of
 from fedot.compression.deflate import CODERS
-from fedot.compression.quantize import VALUES, Values, check_sent, largest_size
+from fedot.compression.quantize import VALUES, Values
 from fedot.compression.sparsify import gaps_of, indices_of, largest, max_gap_bytes, num_kept
 from fedot.errors import WireError
 
@@ -60,9 +60,8 @@ def dither_for(seed: int | None, frame: int) -> Callable[[int], Floats]:
     def dither(num_values: int) -> Floats:
         if seed is None:
             raise ValueError("the chain rounds stochastically; seed must be given, but is None.")
-        words = np.random.SFC64(np.random.SeedSequence((seed, frame))).random_raw(
-            -(-num_values // 4)
-        )
+        bits = np.random.SFC64(np.random.SeedSequence((seed, frame)))
+        words = bits.random_raw(-(-num_values // 4))
         return words.view(np.uint16)[:num_values].astype(np.float32) / np.float32(65536)
 
     return dither
@@ -110,11 +109,6 @@ class FrameCodec:
         size = self.values.code_bytes(k)
         return [*result, Section("codes", size, size)]
 
-    def max_bytes(self, num_values: int) -> int:
-        """The longest that a frame of so many values can be on the wire."""
-        sections = self.sections(num_values)
-        return _CRC.size + sum(_SECTION.size + section.most for section in sections)
-
     def pack(self, values: Floats, dither: Callable[[int], Floats]) -> PackedFrame:
         """Bytes of one frame.
 
@@ -123,7 +117,7 @@ class FrameCodec:
         """
         bytes_after, raw, num_values = dict[str, int](), list[Bytes](), values.size
         if self.keep_ratio is not None:
-            check_sent(largest_size(values))
+            # A value that is not finite counts as the largest, so it is kept and refused below.
             indices = largest(values, self._num_coded(values.size))
             values = values[indices]
             raw.append(gaps_of(indices))

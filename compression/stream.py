@@ -162,13 +162,14 @@ class IncomingPayload:
             raise WireError(
                 f"the payload has more than {self._most} bytes, the limit that is set here."
             )
-        data = self._source.read(size)
-        while len(data) < size:
-            more = self._source.read(size - len(data))
-            if not more:
-                raise WireError(f"the payload is cut off: {size - len(data)} bytes are missing.")
-            data += more
-        return data
+        parts, missing = [], size
+        while missing:
+            part = self._source.read(missing)
+            if not part:
+                raise WireError(f"the payload is cut off: {missing} bytes are missing.")
+            parts.append(part)
+            missing -= len(part)
+        return b"".join(parts)
 
 
 def _threads(workers: int | None, num_values: int) -> int:

@@ -25,6 +25,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+# What typer makes of Ctrl-C.
+_TYPER_INTERRUPTED = 130
+
 run.add_to(app)
 emulator.add_to(app)
 
@@ -40,6 +43,8 @@ def _run() -> int:
         _refuse_namesake()
         _quieten_libraries()
         code = app(standalone_mode=False)
+        if code == _TYPER_INTERRUPTED:
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except FedotError as error:
         console.error(str(error))

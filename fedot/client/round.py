@@ -19,6 +19,7 @@ from fedot.client.chains import state_chain, update_chain
 from fedot.client.training import PrivateSettings, TrainingSettings, train, train_privately
 from fedot.compression.codec import decode, encode, spec_of
 from fedot.data.tokenize import Sequences
+from fedot.errors import ProtocolError
 from fedot.journal import write_durably
 from fedot.messages import ClientInfo, ClientResult, RoundTask, digest_of
 from fedot.models.adapters import Adapter
@@ -68,6 +69,7 @@ def run_round(
 
     Raises:
         BudgetError: the data set's budget does not allow the round; nothing was trained.
+        ProtocolError: training diverged; nothing was stored or charged.
         WireError: the state that the server sent is not this adapter's.
     """
     event = privacy_event(site, task)
@@ -140,7 +142,13 @@ def _trained_update(
             event.sampling_prob, event.noise_multiplier, task.privacy.l2_clip_norm
         )
         train_privately(adapter, site.records, settings, private, make_noise())
-    return {name: after - before[name] for name, after in adapter.state().items()}
+    update = {name: after - before[name] for name, after in adapter.state().items()}
+    if not all(bool(change.isfinite().all()) for change in update.values()):
+        raise ProtocolError(
+            f"training of {site.info.name} diverged in round {task.round}: its update is not "
+            "finite. Lower training.learning_rate."
+        )
+    return update
 
 
 def _update_path(site: Site, task: RoundTask) -> Path:

@@ -250,9 +250,7 @@ def load_adapter(folder: Path) -> tuple[AdapterSpec, AdapterState]:
 
 
 def _leave_out_dropout(model: nn.Module) -> None:
-    """Dropout draws from a global generator: two runs of one seed would differ, and under DP it
-    only adds to noise that is there already.
-    """
+    """Switch off what draws from a global generator: two runs of one seed would differ."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -37,11 +37,11 @@ class Recipe:
     """How the base model is made; steps are pinned, not seconds."""
 
     vocabulary: int = 512
-    hidden_size: int = 64
-    num_blocks: int = 8
+    hidden_size: int = 48
+    num_blocks: int = 6
     intermediate_size: int = 128
     num_heads: int = 4
-    num_steps: int = 700
+    num_steps: int = 1200
     batch_size: int = 16
     num_tokens: int = 128
     learning_rate: float = 1e-2

@@ -19,12 +19,12 @@ from fedot.studies.base_model import Recipe, cache_folder, pretrained
 __all__ = ["demo_config", "run_demo"]
 
 SETTINGS: dict[str, Any] = {
-    "data": {"max_tokens": 128},
+    "data": {"max_tokens": 64},
     "adapter": {"kind": "lora", "rank": 8, "alpha": 16},
-    "emulator": {"keep_ratio": 0.5, "distill_steps": 200, "learning_rate": 3e-3},
-    "training": {"steps_per_round": 20, "batch_size": 64, "learning_rate": 5e-3},
-    "federation": {"rounds": 6},
-    "evaluation": {"ceiling_learning_rates": [1e-3, 3e-3], "ceiling_epochs": 3},
+    "emulator": {"keep_ratio": 0.75, "distill_steps": 300, "learning_rate": 1e-2},
+    "training": {"steps_per_round": 12, "batch_size": 64, "learning_rate": 6e-3},
+    "federation": {"rounds": 8},
+    "evaluation": {"ceiling_learning_rates": [3e-3, 6e-3], "ceiling_epochs": 4},
 }
 QUICK = (
     "emulator.distill_steps=30",

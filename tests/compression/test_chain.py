@@ -12,12 +12,12 @@ def test_left_out_parameters_are_filled_in_and_make_equal_chains() -> None:
     short = plan(Step("top_k"), Step("int8"), Step("deflate"))
     full = plan(
         Step("top_k", {"keep_ratio": 0.1}),
-        Step("int8", {"rounding": "nearest", "block": 256}),
+        Step("int8", {"rounding": "nearest", "min_step": 0, "block": 256}),
         Step("deflate", {"level": 1}),
     )
     assert short == full
     assert hash(short) == hash(full)
-    text = "top_k(keep_ratio=0.1)+int8(block=256,rounding=nearest)+deflate(level=1)"
+    text = "top_k(keep_ratio=0.1)+int8(block=256,min_step=0.0,rounding=nearest)+deflate(level=1)"
     assert text_of(short) == text
     assert plan(*short) == short
 
@@ -43,12 +43,17 @@ def test_a_whole_keep_ratio_is_the_same_number() -> None:
         ((Step("nf4"), Step("planes"), Step("zstd")), "a value of nf4 has one byte"),
         ((Step("bfloat16"), Step("planes")), "needs deflate, gzip or zstd"),
         ((Step("int4"),), "no operator 'int4'"),
-        ((Step("int8", {"blocks": 64}),), "no parameter 'blocks'; it takes: block, rounding"),
+        (
+            (Step("int8", {"blocks": 64}),),
+            "no parameter 'blocks'; it takes: block, min_step",
+        ),
         ((Step("float32", {"block": 64}),), "it takes: none"),
         ((Step("int8", {"block": 63}),), "int8.block is 63; it must be a whole number from 64"),
         ((Step("int8", {"block": 4097}),), "int8.block is 4097"),
         ((Step("int8", {"block": 256.0}),), "int8.block is 256.0"),
         ((Step("int8", {"block": True}),), "int8.block is True"),
+        ((Step("int8", {"min_step": 0.11}),), "at least 0 and at most 0.1"),
+        ((Step("int8", {"min_step": -0.01}),), "at least 0 and at most 0.1"),
         ((Step("int8", {"rounding": "up"}),), "it must be nearest or stochastic"),
         ((Step("nf4", {"block": 100}),), "a power of two"),
         ((Step("top_k", {"keep_ratio": 0}), Step("float32")), "above 0 and at most 1"),

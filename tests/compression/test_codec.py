@@ -102,6 +102,16 @@ def test_a_value_that_a_chain_can_hold_comes_back_bit_for_bit(chain: Chain) -> N
     torch.testing.assert_close(received["w"], tensors["w"], rtol=2**-23, atol=0)
 
 
+@pytest.mark.parametrize("steps", [(), (Step("planes"), Step("deflate"))])
+def test_bfloat16_tensors_pass_through_bfloat16_bit_for_bit(steps: tuple[Step, ...]) -> None:
+    bits = torch.randint(-(2**15), 2**15, (70_000,), generator=torch.Generator().manual_seed(0))
+    values = bits.to(torch.int16).view(torch.bfloat16)
+    tensors = {"w": values[values.isfinite() & (values.abs() < 2.0**39)]}
+    chain = plan(Step("bfloat16"), *steps)
+    received = decode(encode(tensors, chain).payload, spec_of(tensors), [chain])
+    assert torch.equal(received["w"].view(torch.int16), tensors["w"].view(torch.int16))
+
+
 def test_int8_and_deflate_of_a_small_lora_update_take_a_quarter_of_float32() -> None:
     sent = encode(lora_update(), INT8)
     assert list(sent.bytes_after) == ["float32", "int8", "deflate", "payload"]
@@ -127,6 +137,12 @@ def test_bytes_after_counts_what_each_operator_leaves() -> None:
     assert after["payload"] == len(sent.payload)
 
 
+def test_a_strided_vector_can_be_sent() -> None:
+    tensors = {"w": torch.arange(1000).float()[::3]}
+    received = decode(encode(tensors, FLOAT32).payload, spec_of(tensors), [FLOAT32])
+    assert torch.equal(received["w"], tensors["w"])
+
+
 def test_nothing_at_all_can_be_sent() -> None:
     for tensors in ({}, {"empty": torch.empty(3, 0)}):
         received = decode(encode(tensors, INT8).payload, spec_of(tensors), [INT8])
@@ -141,13 +157,23 @@ def test_stochastic_rounding_needs_a_seed_and_follows_it() -> None:
     assert one == two != other
 
 
+def test_stochastic_rounding_draws_anew_for_each_frame() -> None:
+    frame = torch.full((262_144,), 0.3)
+    frame[::256] = 127.0
+    chain = plan(Step("int8", {"rounding": "stochastic"}))
+    payload = encode({"w": frame.repeat(2, 1)}, chain, seed=0).payload
+    received = decode(payload, {"w": TensorSpec((2, 262_144), "float32")}, [chain])
+    assert not torch.equal(*received["w"])
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 2.0**41])
 def test_values_that_must_not_travel_are_refused_with_the_tensors_name(bad: float) -> None:
     tensors = lora_update()
     name = sorted(tensors)[7]
     tensors[name][3, 3] = bad
-    with pytest.raises(ValueError, match=name):
-        encode(tensors, INT8)
+    for chain in CHAINS:
+        with pytest.raises(ValueError, match=name):
+            encode(tensors, chain, seed=0)
 
 
 def test_dtypes_outside_the_format_are_refused() -> None:
@@ -197,6 +223,11 @@ def test_feedback_sends_later_what_was_lost_before() -> None:
 def test_feedback_refuses_a_residual_of_other_tensors() -> None:
     with pytest.raises(ValueError, match="residual"):
         encode_with_feedback({"w": torch.ones(3)}, {"v": torch.ones(3)}, INT8)
+
+
+def test_feedback_refuses_tensors_that_are_coarser_than_its_residual() -> None:
+    with pytest.raises(ValueError, match="feedback needs float32"):
+        encode_with_feedback({"w": torch.ones(3, dtype=torch.bfloat16)}, None, INT8)
 
 
 def test_scalars_count_one_value() -> None:

@@ -15,12 +15,12 @@ PARAMS: dict[str, dict[str, int | float | str]] = {
     "float32": {},
     "bfloat16": {},
     "float16": {"block": 256},
-    "int8": {"block": 256, "rounding": "nearest"},
+    "int8": {"block": 256, "min_step": 0.0, "rounding": "nearest"},
     "nf4": {"block": 64},
 }
 
 
-def there_and_back(name: str, values: Floats, **params: int | str) -> Floats:
+def there_and_back(name: str, values: Floats, **params: float | str) -> Floats:
     operator, full = VALUES[name], PARAMS[name] | params
     scales, codes = operator.encode(values, full, dither_for(0, 0))
     assert scales.size == operator.num_scales(values.size, full)
@@ -39,7 +39,7 @@ def test_int8_by_hand() -> None:
     values[:5] = [127.0, -127.0, 0.4, 0.6, 2.5]
     values[64:67] = [0.0, -0.0635, 0.127]
     scales, codes = VALUES["int8"].encode(
-        values, {"block": 64, "rounding": "nearest"}, dither_for(None, 0)
+        values, PARAMS["int8"] | {"block": 64}, dither_for(None, 0)
     )
     np.testing.assert_allclose(scales, [1.0, 0.001], rtol=1e-6)
     # 2.5 goes to the even neighbour.
@@ -111,6 +111,26 @@ def test_int8_rounding_is_within_half_a_step_and_a_smaller_block_is_finer() -> N
     assert errors == sorted(errors)
 
 
+@pytest.mark.parametrize("distribution", ["normal", "uniform"])
+def test_min_step_makes_the_error_the_same_whatever_the_distribution(distribution: str) -> None:
+    rng = np.random.default_rng(0)
+    values = getattr(rng, distribution)(
+        *((-1, 1) if distribution == "uniform" else (0, 1)), 100_000
+    )
+    values = values.astype(np.float32)
+    received = there_and_back("int8", values, min_step=0.04)
+    # A step's rounding error has the variance step^2 / 12; 2 % for the finite sample.
+    error = float(np.linalg.norm(received - values) / np.linalg.norm(values))
+    assert error == pytest.approx(0.04 / 12**0.5, rel=0.02)
+
+
+def test_min_step_never_lets_a_code_overflow() -> None:
+    values = np.zeros(256, dtype=np.float32)
+    values[5] = -3.0
+    # The largest value alone: 127 steps of it are coarser than min_step asks for.
+    assert there_and_back("int8", values, min_step=0.1)[5] == pytest.approx(-3.0, rel=1e-6)
+
+
 def test_stochastic_rounding_has_the_right_mean_and_nearest_has_not() -> None:
     # One value of 0.3 of a step beside the block's largest: nearest always gives 0.
     values = np.tile(np.array([127.0] + [0.3] * 63, dtype=np.float32), 4096)
@@ -121,6 +141,18 @@ def test_stochastic_rounding_has_the_right_mean_and_nearest_has_not() -> None:
     # 258,048 draws of variance 0.21: five standard errors, false alarm below 1e-6; seed fixed.
     assert abs(float(stochastic[small].mean(dtype=np.float64)) - 0.3) < 5 * (0.21 / 258_048) ** 0.5
     assert (stochastic[~small] == 127.0).all()
+
+
+def test_stochastic_rounding_never_steps_over_the_largest_code() -> None:
+    # Scaling may lift a block's largest value a little above 127: every significand is tried, with
+    # the most that is ever added to it.
+    values = (np.arange(2**23, dtype=np.uint32) | np.uint32(127 << 23)).view(np.float32)
+    params = PARAMS["int8"] | {"block": 1, "rounding": "stochastic"}
+    most = np.float32(1 - 2**-16)
+    _, codes = VALUES["int8"].encode(values, params, lambda n: np.full(n, most, dtype=np.float32))
+    assert bool((codes == 127).all())
+    _, codes = VALUES["int8"].encode(-values, params, lambda n: np.zeros(n, dtype=np.float32))
+    assert set(np.unique(codes.view(np.int8)).tolist()) <= {-127, -128}
 
 
 def test_dither_is_uniform_and_differs_between_frames() -> None:

@@ -101,9 +101,11 @@ def test_a_bomb_is_refused_without_the_memory_it_claims(chain: Chain, pack: Any)
 def test_a_zstd_stream_that_hides_its_size_or_asks_for_a_huge_window_is_refused() -> None:
     hidden = zstandard.ZstdCompressor(write_content_size=False).compress(CODES)
     refuse(forged(ZSTD, (0, SCALES), (1, hidden)), ZSTD, "claims")
-    # Magic, a descriptor for an 8-byte content size, a window of 2^31, the size, one empty block.
-    window = b"\x28\xb5\x2f\xfd\xc0" + bytes([21 << 3]) + struct.pack("<Q", N) + b"\x01\0\0"
-    refuse(forged(ZSTD, (0, SCALES), (1, window)), ZSTD, "not valid zstd")
+    # Magic, a descriptor for an 8-byte content size, a window, the size, N times a zero byte.
+    for log in (24, 31):
+        window = b"\x28\xb5\x2f\xfd\xc0" + bytes([(log - 10) << 3]) + struct.pack("<Q", N)
+        stream = window + struct.pack("<I", N << 3 | 0b011)
+        refuse(forged(ZSTD, (0, SCALES), (1, stream)), ZSTD, "a window of|not valid zstd")
 
 
 @CODERS
@@ -248,10 +250,10 @@ def test_a_wrong_magic_or_version_is_refused() -> None:
         b"int8",
         b"int4",
         b"pickle",
-        b"int8(block=256,rounding=nearest)+int8(block=256,rounding=nearest)",
-        b"int8(block=0,rounding=nearest)",
-        b"int8(rounding=nearest,block=256)",
-        b"INT8(block=256,rounding=nearest)",
+        b"int8(block=256,min_step=0.0,rounding=nearest)+int8(block=256,min_step=0.0,rounding=nearest)",
+        b"int8(block=0,min_step=0.0,rounding=nearest)",
+        b"int8(rounding=nearest,min_step=0.0,block=256)",
+        b"INT8(block=256,min_step=0.0,rounding=nearest)",
         b"float32",
         b"(" * 200,
         b'[{"a":' * 40,

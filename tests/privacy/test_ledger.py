@@ -82,14 +82,14 @@ def test_damage_inside_is_refused_not_repaired(ledger: Ledger) -> None:
 
 def spend(path: str, key: str) -> bool:
     try:
-        Ledger(Path(path)).reserve(key, "data", EVENT, 2.2, DELTA)
+        Ledger(Path(path)).reserve(key, "data", EVENT, 3.2, DELTA)
     except BudgetError:
         return False
     return True
 
 
 def test_two_processes_cannot_spend_the_same_budget(ledger: Ledger) -> None:
-    # One event costs epsilon 1.9 and two cost 2.7, so exactly one of many fits into 2.2.
+    # One event costs epsilon 2.85 and two cost 3.59, so exactly one of many fits into 3.2.
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         won = pool.starmap(spend, [(str(ledger.path), f"run/{n}") for n in range(6)])
     assert sum(won) == 1

@@ -1,0 +1,177 @@
+"""What people get wrong: one clear line, exit code 2, nothing left half written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fedot.cli.app import main
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stderr: str
+
+
+class Fedot:
+    """Runs the command in this process: the same entry point, without importing torch again."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+        self._capsys, self._monkeypatch = capsys, monkeypatch
+
+    def __call__(self, *args: str | Path, cwd: Path) -> Done:
+        self._monkeypatch.setattr(sys, "argv", ["fedot", *map(str, args)])
+        self._monkeypatch.chdir(cwd)
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return Done(int(stopped.value.code or 0), self._capsys.readouterr().err)
+
+
+@pytest.fixture
+def fedot(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Fedot:
+    return Fedot(capsys, monkeypatch)
+
+
+@pytest.fixture
+def config(tiny_config: dict[str, Any], tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tiny_config))
+    return path
+
+
+def check_refused(done: Done, *words: str, nothing_at: Path | None = None) -> None:
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in errors[0]
+    if nothing_at is not None:
+        assert not nothing_at.exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("trainig.batch_size=3", ("trainig", "training")),
+        ("training.bach_size=3", ("training.bach_size", "training.batch_size")),
+        ("data.owner_text=nowhere.jsonl", ("nowhere.jsonl", "no data file")),
+        ("emulator.keep_ratio=0.1", ("leaves none", "at least 0.50")),
+        ("adapter.num_end_blocks=2", ("no middle",)),
+        ("privacy.target_epsilon=0", ("privacy.target_epsilon", "unit=none")),
+        ("federation.num_trimmed=2", ("trimmed_mean",)),
+        ("model.path=no/such/model", ("no checkpoint", "config.json")),
+        ("data.max_tokens=4096", ("reads at most",)),
+    ],
+)
+def test_settings_that_cannot_work(
+    fedot: Fedot, config: Path, tmp_path: Path, setting: str, words: tuple[str, ...]
+) -> None:
+    out = tmp_path / "run"
+    done = fedot("simulate", config, "--out", out, "--set", setting, cwd=tmp_path)
+    check_refused(done, *words, nothing_at=out)
+
+
+def test_missing_config(fedot: Fedot, tmp_path: Path) -> None:
+    check_refused(fedot("simulate", "none.yaml", cwd=tmp_path), "none.yaml", "fedot init")
+
+
+def test_missing_and_empty_client_files(
+    fedot: Fedot, config: Path, tmp_path: Path, tiny_config: dict[str, Any]
+) -> None:
+    victim = Path(tiny_config["data"]["clients"]["client-1"])
+    victim.write_text("")
+    done = fedot("simulate", config, "--out", tmp_path / "run", cwd=tmp_path)
+    check_refused(done, victim.name, "no records", nothing_at=tmp_path / "run")
+    victim.unlink()
+    done = fedot("simulate", config, "--out", tmp_path / "run", cwd=tmp_path)
+    check_refused(done, victim.name, "no data file", nothing_at=tmp_path / "run")
+
+
+def test_checkpoint_that_is_no_causal_lm_or_broken(
+    fedot: Fedot, config: Path, tmp_path: Path, checkpoint: Path
+) -> None:
+    for name, damage in (("bert", _make_bert), ("cut", _cut_weights), ("garbled", _garble_config)):
+        model = tmp_path / name
+        model.mkdir()
+        for path in checkpoint.iterdir():
+            (model / path.name).write_bytes(path.read_bytes())
+        damage(model)
+        done = fedot(
+            *("simulate", config, "--out", tmp_path / "run", "--set", f"model.path={model}"),
+            cwd=tmp_path,
+        )
+        check_refused(done, name, nothing_at=tmp_path / "run")
+
+
+def _make_bert(model: Path) -> None:
+    (model / "config.json").write_text(json.dumps({"model_type": "vit"}))
+
+
+def _cut_weights(model: Path) -> None:
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+
+
+def _garble_config(model: Path) -> None:
+    (model / "config.json").write_text("{")
+
+
+def test_out_that_exists_and_resume_of_nothing(fedot: Fedot, config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "there"
+    out.mkdir()
+    check_refused(fedot("simulate", config, "--out", out, cwd=tmp_path), "exists", "--resume")
+    assert list(out.iterdir()) == []
+    done = fedot("simulate", config, "--out", tmp_path / "new", "--resume", cwd=tmp_path)
+    check_refused(done, "drop --resume", nothing_at=tmp_path / "new")
+
+
+def test_plug_in_of_something_that_is_no_adapter(
+    fedot: Fedot, tmp_path: Path, checkpoint: Path
+) -> None:
+    done = fedot(
+        *("plug-in", "--model", checkpoint, "--adapter", tmp_path, "--out", tmp_path / "out"),
+        cwd=tmp_path,
+    )
+    check_refused(done, "cannot read an adapter", nothing_at=tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_round_keeps_what_was_done_and_resumes(
+    fedot: Fedot, config: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "fedot.cli", "simulate", str(config), "--out", str(out)]
+    slow = ["--set", "federation.rounds=40", "--set", "training.steps_per_round=20"]
+    process = subprocess.Popen(
+        [*command, *slow],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    deadline = time.monotonic() + 120
+    while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2, errors
+    assert errors.splitlines()[-1].startswith("error: interrupted")
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    done_before = len((out / "metrics.jsonl").read_text().splitlines())
+    assert done_before < 40
+    resumed = fedot("simulate", config, "--out", out, "--resume", *slow, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 41

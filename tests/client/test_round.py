@@ -1,0 +1,162 @@
+"""One round at a site, start to end; and what a kill between two steps leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedot.client import round as client_round
+from fedot.client.chains import state_chain, update_chain
+from fedot.client.round import Site, run_round
+from fedot.compression.codec import decode, encode, spec_of
+from fedot.config import PayloadConfig, PrivacyConfig, TrainingConfig
+from fedot.data.tokenize import Sequences
+from fedot.errors import BudgetError, WireError
+from fedot.messages import ClientInfo, RoundTask
+from fedot.models.adapters import Adapter, AdapterSpec, attach, linear_names
+
+PAYLOAD = PayloadConfig(update="float32")
+
+
+@pytest.fixture
+def adapter(tiny_llama: Any) -> Adapter:
+    spec = AdapterSpec("lora", (0, 3), 2, 4.0, linear_names(tiny_llama, (0, 3)))
+    return attach(tiny_llama, spec, range(4), seed=1)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    ids = torch.randint(4, 300, (20, 10), generator=torch.Generator().manual_seed(0))
+    learned = torch.ones_like(ids, dtype=torch.bool)
+    learned[:, 0] = False
+    return Site(ClientInfo("a", "data-a"), Sequences(ids, learned), tmp_path / "a")
+
+
+def task_for(adapter: Adapter, **changes: Any) -> RoundTask:
+    task = RoundTask(
+        run_id="run",
+        round=1,
+        state=encode(adapter.state(), state_chain(PAYLOAD)).payload,
+        learning_rate=1e-2,
+        training=TrainingConfig(steps_per_round=2, batch_size=5),
+        privacy=PrivacyConfig(target_epsilon=8.0),
+        payload=PAYLOAD,
+        planned_rounds={"a": 2},
+    )
+    return dataclasses.replace(task, **changes)
+
+
+NO_DP = PrivacyConfig(unit="none")
+
+
+def test_update_is_after_minus_before(site: Site, adapter: Adapter) -> None:
+    before = adapter.state()
+    result = run_round(site, adapter, task_for(adapter, privacy=NO_DP))
+    update = decode(result.payload, spec_of(before), allowed=[update_chain(PAYLOAD)])
+    for name, after in adapter.state().items():
+        torch.testing.assert_close(update[name], after - before[name], rtol=0, atol=0)
+        assert update[name].abs().sum() > 0
+
+
+def test_what_is_charged_is_what_is_sent(site: Site, adapter: Adapter) -> None:
+    result = run_round(site, adapter, task_for(adapter))
+    (entry,) = site.ledger.entries()
+    assert entry.digest == result.digest
+    assert entry.event.num_steps == 2
+    assert 0 < result.epsilon < 8.0
+
+
+def test_planned_rounds_together_stay_within_the_target(site: Site, adapter: Adapter) -> None:
+    for number in (1, 2):
+        result = run_round(site, adapter, task_for(adapter, round=number))
+    assert 7.5 < result.epsilon <= 8.0
+
+
+def test_a_round_more_than_planned_is_refused_before_training(site: Site, adapter: Adapter) -> None:
+    for number in (1, 2):
+        run_round(site, adapter, task_for(adapter, round=number))
+    state, ledger = adapter.state(), site.ledger.path.read_bytes()
+    with pytest.raises(BudgetError, match="limit is 8"):
+        run_round(site, adapter, task_for(adapter, round=3))
+    assert site.ledger.path.read_bytes() == ledger
+    assert all(torch.equal(state[n], t) for n, t in adapter.state().items())
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the product may catch it."""
+
+
+def killed(*_: Any, **__: Any) -> None:
+    raise Killed
+
+
+def test_killed_before_the_store_trains_again_under_the_same_reservation(
+    site: Site, adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_for(adapter)
+    with monkeypatch.context() as patch:
+        patch.setattr(client_round, "_store", killed)
+        with pytest.raises(Killed):
+            run_round(site, adapter, task)
+    (held,) = site.ledger.entries()
+    assert held.digest is None
+    result = run_round(site, adapter, task)
+    (entry,) = site.ledger.entries()
+    assert entry == dataclasses.replace(held, digest=result.digest)
+
+
+@pytest.mark.parametrize("charged", [False, True])
+def test_killed_after_the_store_sends_those_bytes_and_never_trains_again(
+    site: Site, adapter: Adapter, monkeypatch: pytest.MonkeyPatch, charged: bool
+) -> None:
+    task = task_for(adapter)
+    if charged:
+        first = run_round(site, adapter, task)
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(site.ledger), "charge", killed)
+            with pytest.raises(Killed):
+                run_round(site, adapter, task)
+    monkeypatch.setattr(client_round, "train_privately", killed)
+    again = run_round(site, adapter, task)
+    (entry,) = site.ledger.entries()
+    assert entry.digest == again.digest
+    if charged:
+        assert again == first
+
+
+def test_two_trainings_of_one_round_never_share_noise(site: Site, adapter: Adapter) -> None:
+    task = task_for(adapter)
+    one = run_round(site, adapter, task)
+    for path in (site.folder / "updates").iterdir():
+        path.unlink()
+    site.ledger.path.unlink()
+    adapter.load(decode(task.state, spec_of(adapter.state()), allowed=[state_chain(PAYLOAD)]))
+    assert run_round(site, adapter, task).payload != one.payload
+
+
+def test_without_dp_the_same_task_gives_the_same_bytes(site: Site, adapter: Adapter) -> None:
+    task = task_for(adapter, privacy=NO_DP)
+    one = run_round(site, adapter, task)
+    for path in (site.folder / "updates").iterdir():
+        path.unlink()
+    assert run_round(site, adapter, task).payload == one.payload
+    assert not site.ledger.path.exists()
+
+
+def test_state_of_another_adapter_is_refused(site: Site, adapter: Adapter) -> None:
+    wrong = {name: tensor[:1] for name, tensor in adapter.state().items()}
+    task = task_for(adapter, state=encode(wrong, state_chain(PAYLOAD)).payload, privacy=NO_DP)
+    with pytest.raises(WireError):
+        run_round(site, adapter, task)
+
+
+def test_only_the_latest_update_is_kept(site: Site, adapter: Adapter) -> None:
+    for number in (1, 2):
+        run_round(site, adapter, task_for(adapter, round=number))
+    kept = sorted(path.name for path in (site.folder / "updates").iterdir())
+    assert kept == ["run-2.json", "run-2.update"]
