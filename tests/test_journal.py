@@ -239,7 +239,9 @@ def test_writer_killed_at_any_moment_leaves_the_old_file_or_the_new_one(tmp_path
         writer = start(WRITER, path)
         assert writer.stdout is not None
         assert writer.stdout.readline() == "ready\n"
-        time.sleep(rng.uniform(0.02, 0.15))
+        stop = time.monotonic() + rng.uniform(0.05, 0.25)
+        while time.monotonic() < stop:
+            assert path.stat().st_size == 20_000_000, "a reader saw half a file"
         kill(writer)
         content = path.read_bytes()
         assert len(content) == 20_000_000
