@@ -96,7 +96,7 @@ def demo_config(
 def _library_files() -> dict[str, Any]:
     """The Python library as files of records, written once per content."""
     text = library_text()
-    parts = {"owner": text.general, "proxy": text.proxy, **text.clients}
+    parts = {"owner": text.general, **text.clients}
     content = {
         name: "".join(json.dumps({"text": t}) + "\n" for t in texts).encode()
         for name, texts in parts.items()
@@ -109,7 +109,6 @@ def _library_files() -> dict[str, Any]:
             write_durably(path, lines)
     return {
         "owner_text": str(folder / "owner.jsonl"),
-        "proxy": str(folder / "proxy.jsonl"),
         "clients": {name: str(folder / f"{name}.jsonl") for name in text.clients},
     }
 
