@@ -5,13 +5,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format package clean
+.PHONY: help demo test test-fast lint format clean peers bench-demo bench-codec fuzz
 
 help:
 	@echo "make demo       run a whole federation on this machine's own Python documentation"
 	@echo "make test       run the tests, and what README shows"
 	@echo "make test-fast  the tests that take seconds"
 	@echo "make lint       ruff, ruff format, mypy --strict"
+	@echo "make bench-demo what the demo reaches over three seeds (about half an hour)"
+	@echo "make bench-codec, make fuzz: the codec against its peers, and against hostile bytes"
 	@echo "make clean      remove .venv and caches (keeps runs/)"
 
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -47,6 +49,29 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# What benchmarks are measured against, in an environment of its own.
+.venv-peers/.done: benchmarks/peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
+	@touch $@
+
+peers: .venv-peers/.done
+
+bench-demo: $(VENV)/.base
+	$(BIN)/python benchmarks/demo.py $(ARGS)
+
+runs/codec-inputs: $(VENV)/.base
+	$(BIN)/python benchmarks/codec_inputs.py $@
+
+bench-codec: runs/codec-inputs peers
+	$(BIN)/python benchmarks/codec.py runs/codec-inputs --peers .venv-peers/bin/python $(ARGS)
+	$(BIN)/python benchmarks/codec_memory.py --gb 4
+
+fuzz: $(VENV)/.base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
+	$(BIN)/python benchmarks/fuzz_codec.py -max_total_time=300 $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -145,6 +145,13 @@ class PayloadConfig(Section):
         "int8", description="how an update's values travel up"
     )
     block: int = Field(256, ge=64, le=4096, description="values that share one int8 scale")
+    min_step: float = Field(
+        0.02,
+        ge=0,
+        le=0.1,
+        description="an int8 step is no finer than this part of the block's root mean square: "
+        "finer ones cost bytes and gain nothing over noise",
+    )
     state: Literal["float32", "bfloat16"] = Field(
         "float32", description="how the adapter's state travels down (never lossier than 16 bit)"
     )

@@ -220,6 +220,34 @@ def kill(process: subprocess.Popen[str]) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
+WRITER = """
+    import sys
+    from pathlib import Path
+    from fedot.journal import write_durably
+
+    print("ready", flush=True)
+    while True:
+        for letter in (b"a", b"b"):
+            write_durably(Path(sys.argv[1]), letter * 20_000_000)
+"""
+
+
+def test_writer_killed_at_any_moment_leaves_the_old_file_or_the_new_one(tmp_path):
+    path, rng = tmp_path / "file", random.Random(0)
+    write_durably(path, b"a" * 20_000_000)
+    for _ in range(4):
+        writer = start(WRITER, path)
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+        stop = time.monotonic() + rng.uniform(0.05, 0.25)
+        while time.monotonic() < stop:
+            assert path.stat().st_size == 20_000_000, "a reader saw half a file"
+        kill(writer)
+        content = path.read_bytes()
+        assert len(content) == 20_000_000
+        assert content.count(content[:1]) == len(content)
+
+
 SERVER = """
     import sys, time
     from pathlib import Path

@@ -10,7 +10,9 @@ __all__ = ["state_chain", "update_chain"]
 
 def update_chain(payload: PayloadConfig) -> Chain:
     """What an update goes through on its way up: a difference, so lossy steps are allowed."""
-    params = {"block": payload.block} if payload.update == "int8" else {}
+    params: dict[str, int | float] = {}
+    if payload.update == "int8":
+        params = {"block": payload.block, "min_step": payload.min_step}
     return plan(Step(payload.update, params), *_deflate(payload.deflate_level))
 
 

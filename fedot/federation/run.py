@@ -281,14 +281,14 @@ def _ceiling(config: Config, parts: Parts, autocast: bool, progress: Progress) -
 def _best_round(config: Config, metrics: Sequence[dict[str, Any]]) -> int:
     """The round whose adapter is kept as the best.
 
-    Chosen on the owner's proxy set. Clients' held-out records choose only without DP: under DP a
-    choice by private records would be a release that nobody charged for. With neither, the last.
+    Clients' held-out records choose only without DP: under DP a choice by private records would be
+    a release that nobody charged for. There the owner's proxy set chooses, or it is the last.
     """
     rounds = [line for line in metrics if line["round"] > 0]
-    if config.data.proxy is not None:
-        key = "proxy"
-    elif config.privacy.unit == "none":
+    if config.privacy.unit == "none":
         key = "plug_in"
+    elif config.data.proxy is not None:
+        key = "proxy"
     else:
         return int(rounds[-1]["round"])
     return int(min(rounds, key=lambda line: line["loss"][key])["round"])

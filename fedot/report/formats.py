@@ -83,5 +83,8 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str, limit: int) -> str:
-    """`text` with at most `limit` characters, the end cut off where it is longer."""
-    return text if len(text) <= limit else text[: limit - 3].rstrip() + "..."
+    """`text` with at most `limit` characters; names differ at their ends, so the middle goes."""
+    if len(text) <= limit:
+        return text
+    tail = (limit - 3) // 2
+    return f"{text[: limit - 3 - tail].rstrip()}...{text[-tail:].lstrip()}"

@@ -22,9 +22,17 @@ SETTINGS: dict[str, Any] = {
     "data": {"max_tokens": 64},
     "adapter": {"kind": "lora", "rank": 8, "alpha": 16},
     "emulator": {"keep_ratio": 0.75, "distill_steps": 300, "learning_rate": 1e-2},
-    "training": {"steps_per_round": 12, "batch_size": 64, "learning_rate": 6e-3},
     "federation": {"rounds": 8},
-    "evaluation": {"ceiling_learning_rates": [3e-3, 6e-3], "ceiling_epochs": 4},
+    "evaluation": {
+        "ceiling_learning_rates": [3e-3, 6e-3],
+        "ceiling_epochs": 3,
+        "max_records": 400,
+    },
+}
+# Noise shrinks with the batch, so DP wants few steps of large ones; without it many small ones.
+TRAINING: dict[str, dict[str, Any]] = {
+    "example": {"steps_per_round": 12, "batch_size": 64, "learning_rate": 6e-3},
+    "none": {"steps_per_round": 40, "batch_size": 16, "learning_rate": 6e-3},
 }
 QUICK = (
     "emulator.distill_steps=30",
@@ -72,9 +80,11 @@ def demo_config(
     Raises:
         ConfigError: there is no text to read, or an override is not allowed.
     """
-    settings = with_overrides(SETTINGS, [*(QUICK if quick else ()), *overrides])
+    changes = [*(QUICK if quick else ()), *overrides]
     named: dict[str, Any] = {"model": {"path": ""}, "data": {"clients": {"any": ""}}}
-    config_from_dict(_merged(named, settings))  # a typing error must not cost 90 s first
+    # Checked before anything is made: a typing error must not cost 90 s first.
+    unit = config_from_dict(_merged(named, with_overrides(SETTINGS, changes))).privacy.unit
+    settings = with_overrides({**SETTINGS, "training": TRAINING[unit]}, changes)
     files = _library_files() if data is None else _own_files(data)
     texts = read_text(Path(files["owner_text"]))
     seen = texts[: max(1, round(len(texts) * _PRETRAINED_RATIO))]
@@ -86,7 +96,7 @@ def demo_config(
 def _library_files() -> dict[str, Any]:
     """The Python library as files of records, written once per content."""
     text = library_text()
-    parts = {"owner": text.general, "proxy": text.proxy, **text.clients}
+    parts = {"owner": text.general, **text.clients}
     content = {
         name: "".join(json.dumps({"text": t}) + "\n" for t in texts).encode()
         for name, texts in parts.items()
@@ -99,7 +109,6 @@ def _library_files() -> dict[str, Any]:
             write_durably(path, lines)
     return {
         "owner_text": str(folder / "owner.jsonl"),
-        "proxy": str(folder / "proxy.jsonl"),
         "clients": {name: str(folder / f"{name}.jsonl") for name in text.clients},
     }
 

@@ -1,4 +1,4 @@
-"""One round at a site: reserve, train, store, charge; and what a kill between two of them leaves."""
+"""One round at a site, start to end; and what a kill between two steps leaves."""
 
 from __future__ import annotations
 

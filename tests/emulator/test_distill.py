@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedot.data.tokenize import Sequences
-from fedot.emulator.distill import distill
+from fedot.emulator.distill import _loss, distill
 from fedot.models.anatomy import anatomy_of, load_model, shallower
 
 SETTINGS = {"batch_size": 4, "learning_rate": 3e-3, "hidden_weight": 30.0}
@@ -45,6 +45,17 @@ def losses(full, emulator, text, ends=1):
     s = student.hidden_states[emulator.config.num_hidden_layers - ends]
     scale = t.square().mean(dim=-1, keepdim=True).sqrt()
     return float(lm), float(((t - s) / scale).square().mean())
+
+
+@pytest.mark.parametrize("ends", [1, 2])
+def test_loss_by_hand(make_model, text, ends):
+    full = make_model("llama", num_hidden_layers=6)
+    emulator = shallower(full, (0, 1, 3, 4, 5))
+    language, match = losses(full, emulator, text, ends)
+    assert match > 0.01
+    got = float(_loss(full, emulator, ends, text.ids, 30.0).detach())
+    # Both are float32 means of the same numbers.
+    assert got == pytest.approx(language + 30.0 * match, rel=1e-5)
 
 
 def test_distilling_brings_the_middles_end_closer_to_the_full_models(any_model, text):

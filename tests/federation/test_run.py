@@ -185,11 +185,15 @@ def test_best_round_is_never_chosen_by_private_records(
 ) -> None:
     config = config_with(tiny_config, "privacy.unit=example", "data.proxy=null")
     rounds = [
-        {"round": 1, "loss": {"plug_in": 1.0, "proxy": None}},
-        {"round": 2, "loss": {"plug_in": 2.0, "proxy": None}},
+        {"round": 0, "loss": {"plug_in": 0.0, "proxy": 0.0}},
+        {"round": 1, "loss": {"plug_in": 1.0, "proxy": 3.0}},
+        {"round": 2, "loss": {"plug_in": 2.0, "proxy": 1.0}},
+        {"round": 3, "loss": {"plug_in": 3.0, "proxy": 2.0}},
     ]
-    assert run_module._best_round(config, rounds) == 2
-    assert run_module._best_round(config_with(tiny_config, "data.proxy=null"), rounds) == 1
+    assert run_module._best_round(config, rounds) == 3
+    with_proxy = config_with(tiny_config, "privacy.unit=example")
+    assert run_module._best_round(with_proxy, rounds) == 2
+    assert run_module._best_round(config_from_dict(tiny_config), rounds) == 1
 
 
 def test_a_broken_update_is_refused_and_the_round_goes_on(
@@ -212,7 +216,7 @@ def test_a_broken_update_is_refused_and_the_round_goes_on(
 
 def test_training_that_diverges_says_so(tiny_config: dict[str, Any], out: Path) -> None:
     config = config_with(tiny_config, "training.learning_rate=1e30")
-    with pytest.raises(ProtocolError, match="Lower training.learning_rate"):
+    with pytest.raises(ProtocolError, match=r"Lower training\.learning_rate"):
         simulate(config, out)
 
 

@@ -65,4 +65,4 @@ def test_counts_are_words_while_words_are_short():
 def test_text_of_others_cannot_move_a_cursor_or_break_xml():
     assert formats.printable("a\x1b[2Jb\x00\nc\ud800") == "a\ufffd[2Jb\ufffd c\ufffd"
     assert formats.printable("Spital Zürich 東京") == "Spital Zürich 東京"
-    assert formats.shortened("abcdefghij", 8) == "abcde..."
+    assert formats.shortened("abcdefghij", 8) == "abc...ij"

@@ -1,0 +1,99 @@
+"""What the demo reaches: quality, privacy and bytes, over seeds. `make bench-demo`.
+
+Every arm is `fedot demo` with other settings. Rows that are in the results file already, made with
+the same settings, are kept, so that a long run can be cut off and taken up again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from record import RESULTS, Row, mark, write
+
+from fedot.studies.demo import run_demo
+
+ARMS: dict[str, list[str]] = {
+    "blocks, no DP": ["privacy.unit=none", "adapter.kind=blocks"],
+    "LoRA, no DP": ["privacy.unit=none"],
+    "LoRA, epsilon 8": [],
+}
+QUALITY = ("full_zero_shot", "full_tuned", "emulator_zero_shot", "emulator_tuned", "plug_in")
+
+
+def run(arm: str, seed: int) -> Row:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        summary = run_demo(out, overrides=[*ARMS[arm], f"seed={seed}"])
+    wire, seconds = summary["wire"], summary["seconds"]
+    spent = summary["privacy"]["epsilon"]
+    numbers = ("recovery", "plug_in_gain", "plug_in_gain_se", "plug_in_advantage", "leak_margin")
+    return {
+        "arm": arm,
+        "seed": seed,
+        "settings": ARMS[arm],
+        **{name: summary["quality"][name]["loss"] for name in QUALITY},
+        **{name: summary[name] for name in (*numbers, "general_gap")},
+        "sent_ratio": wire["sent_bytes"] / wire["float32_bytes"],
+        "largest_epsilon": max(spent.values()) if spent else None,
+        "seconds": round(sum(seconds.values()), 1),
+    }
+
+
+def over_seeds(rows: list[Row], arm: str, name: str) -> tuple[float, float]:
+    """Mean over seeds and its standard error."""
+    values = [row[name] for row in rows if row["arm"] == arm]
+    spread = statistics.stdev(values) if len(values) > 1 else math.inf
+    return statistics.mean(values), spread / math.sqrt(len(values))
+
+
+def marks(rows: list[Row]) -> list[Row]:
+    arms = {row["arm"] for row in rows}
+    found = []
+    free = [arm for arm in arms if "no DP" in arm]
+    if free:
+        best = max(over_seeds(rows, arm, "recovery")[0] for arm in free)
+        found.append(mark("recovery without DP, better arm", best, "at_least", 0.7))
+    for arm in sorted(arms):
+        worth = min(r["full_zero_shot"] - r["full_tuned"] for r in rows if r["arm"] == arm)
+        found.append(mark(f"ZS - FT, nats, {arm}", worth, "at_least", 0.2))
+        ratio = max(r["sent_ratio"] for r in rows if r["arm"] == arm)
+        found.append(mark(f"bytes sent over float32, {arm}", ratio, "at_most", 0.25))
+    if "LoRA, epsilon 8" in arms:
+        gain, se = over_seeds(rows, "LoRA, epsilon 8", "plug_in_gain")
+        found.append(
+            mark("epsilon 8: gain over zero-shot, SE over seeds", gain / se, "at_least", 2)
+        )
+        least = min(
+            r["plug_in_gain"] / r["plug_in_gain_se"] for r in rows if r["arm"] == "LoRA, epsilon 8"
+        )
+        found.append(mark("epsilon 8: gain over zero-shot, SE over records", least, "at_least", 2))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
+    options = parser.parse_args()
+    path = RESULTS / "demo.json"
+    kept = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = [row for row in kept if row["settings"] == ARMS.get(row["arm"])]
+    for seed in range(options.seeds):
+        for arm in options.arms:
+            if not any((row["arm"], row["seed"]) == (arm, seed) for row in rows):
+                rows.append(run(arm, seed))
+                print(json.dumps(rows[-1]), flush=True)
+                write("demo", rows, marks(rows), ["torch", "transformers", "peft", "opacus"])
+    for found in marks(rows):
+        print(f"{'holds' if found['holds'] else 'FAILS':6} {found['name']}: {found['value']:.3f}")
+    sys.exit(0 if all(found["holds"] for found in marks(rows)) else 1)
+
+
+if __name__ == "__main__":
+    main()
