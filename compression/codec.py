@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedot.compression.chain import Chain, Step, plan, text_of
 from fedot.compression.files import decode_to_file, encode_file, spec_of_file
-from fedot.compression.layout import DTYPES, empty_tensor
+from fedot.compression.layout import DTYPES, InMemory, empty_tensor
 from fedot.compression.manifest import TensorSpec
 from fedot.compression.stream import IncomingPayload, Readable, Writable, write_payload
 
@@ -155,7 +155,8 @@ def decode_from(
     """Decode like `decode`, from a readable that ends where the payload ends."""
     payload = IncomingPayload(source, expected, allowed, max_payload_bytes=max_payload_bytes)
     tensors = {name: empty_tensor(spec) for name, spec in expected.items()}
-    payload.read_into({name: t.view(-1) for name, t in tensors.items()}, workers=workers)
+    flat = {name: tensor.view(-1) for name, tensor in tensors.items()}
+    payload.read_into(InMemory(payload.layout, flat), workers=workers)
     return tensors
 
 

@@ -16,7 +16,7 @@ from fedot.compression.manifest import TensorSpec, num_values
 from fedot.compression.quantize import MAX_SENT, bfloat16_bits, from_bfloat16_bits, largest_size
 from fedot.errors import WireError
 
-__all__ = ["DTYPES", "Layout", "empty_tensor"]
+__all__ = ["DTYPES", "InMemory", "Layout", "cast_into", "empty_tensor"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -40,26 +40,6 @@ class Layout:
         """A frame's values as float32; a view where they lie in one float32 tensor."""
         pieces = [_values(flat[name][part]) for name, part, _ in self.pieces(start, end)]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-
-    def window(self, flat: Mapping[str, Tensor], start: int, end: int) -> Floats:
-        """Where to write a frame's values: in the tensor itself, if it is one of float32."""
-        name, part, within = next(self.pieces(start, end))
-        if within.stop == end - start and flat[name].dtype == torch.float32:
-            return flat[name][part].numpy()
-        return np.empty(end - start, dtype=np.float32)
-
-    def scatter(self, window: Floats, flat: Mapping[str, Tensor], start: int, end: int) -> None:
-        """Copy a window's values where they belong, unless it lies there.
-
-        Raises:
-            WireError: a value does not fit into the tensor's dtype.
-        """
-        for name, part, within in self.pieces(start, end):
-            if not _put(window[within], flat[name][part]):
-                raise WireError(
-                    f"a value for {name!r} is too large for float16, the dtype that is expected "
-                    "of it. The sender must leave such an update out."
-                )
 
     def first_unsendable(self, flat: Mapping[str, Tensor], start: int, end: int) -> str:
         """The tensor to blame for a frame that may not be sent."""
@@ -90,19 +70,44 @@ def _values(part: Tensor) -> Floats:
     return result
 
 
-def _put(values: Floats, part: Tensor) -> bool:
-    """Cast to the tensor's dtype; False when a value does not fit."""
+class InMemory:
+    """Tensors to be filled frame by frame, each given as one contiguous vector."""
+
+    def __init__(self, layout: Layout, flat: Mapping[str, Tensor]) -> None:
+        self._layout, self._flat = layout, flat
+
+    def window(self, start: int, end: int) -> Floats:
+        """Where to write a frame's values: in the tensor itself, if it is one of float32."""
+        name, part, within = next(self._layout.pieces(start, end))
+        if within.stop == end - start and self._flat[name].dtype == torch.float32:
+            return self._flat[name][part].numpy()
+        return np.empty(end - start, dtype=np.float32)
+
+    def place(self, window: Floats, start: int, end: int) -> None:
+        """Copy a window's values where they belong, unless it lies there."""
+        for name, part, within in self._layout.pieces(start, end):
+            cast_into(self._flat[name][part], window[within], name)
+
+
+def cast_into(part: Tensor, values: Floats, name: str) -> None:
+    """Write values to a vector in its own dtype.
+
+    Raises:
+        WireError: a value does not fit into it.
+    """
     if part.dtype == torch.bfloat16:
         part.view(torch.uint16).numpy()[:] = bfloat16_bits(values)
-        return True
+        return
     target = part.numpy()
-    if part.dtype == torch.float32:
-        if not np.may_share_memory(target, values):
-            target[:] = values
-        return True
+    if part.dtype == torch.float32 and np.may_share_memory(target, values):
+        return
     with np.errstate(over="ignore"):
         target[:] = values
-    return bool(np.isfinite(target).all())
+    if part.dtype == torch.float16 and not np.isfinite(target).all():
+        raise WireError(
+            f"a value for {name!r} is too large for float16, the dtype that is expected of it. "
+            "The sender must leave such an update out."
+        )
 
 
 def empty_tensor(spec: TensorSpec) -> Tensor:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from fedot.compression.chain import Chain
@@ -21,7 +23,7 @@ from fedot.compression.layout import Layout
 from fedot.compression.manifest import TensorSpec, read_manifest, write_manifest
 from fedot.errors import WireError
 
-__all__ = ["IncomingPayload", "Readable", "Writable", "keep", "write_payload"]
+__all__ = ["IncomingPayload", "Readable", "Target", "Writable", "keep", "write_payload"]
 
 MAX_WORKERS = 8
 
@@ -40,6 +42,16 @@ class Writable(Protocol):
 
     def write(self, data: bytes | memoryview, /) -> object:
         """Take in all of `data`."""
+
+
+class Target(Protocol):
+    """Where decoded frames go."""
+
+    def window(self, start: int, end: int) -> npt.NDArray[np.float32]:
+        """Room for the values of one frame."""
+
+    def place(self, window: npt.NDArray[np.float32], start: int, end: int) -> None:
+        """Take a window that has been written; raises `WireError` if a value does not fit."""
 
 
 class Readable(Protocol):
@@ -121,23 +133,20 @@ class IncomingPayload:
             WireError: it is no payload of these tensors in one of these chains.
         """
         self._source, self._most, self._taken = source, max_payload_bytes, 0
-        self._layout = Layout(spec)
+        self.layout = Layout(spec)
         self.chain = read_manifest(self._read, spec, allowed)
 
-    def read_into(
-        self, flat: Mapping[str, Tensor], *, workers: int | None, release: Release = keep
-    ) -> None:
-        """Write the values into `flat`, which is of no use after an error.
+    def read_into(self, target: Target, *, workers: int | None) -> None:
+        """Write the values into `target`, which is of no use after an error.
 
         Args:
-            flat: for each expected tensor one contiguous vector of its size and dtype.
+            target: takes the frames of this payload's layout, from several threads.
             workers: threads, or None for one per core up to eight.
-            release: called with first value and end of each frame that is done.
 
         Raises:
             WireError: anything in the frames is not as it must be.
         """
-        codec, layout = FrameCodec.of(self.chain), self._layout
+        codec, layout = FrameCodec.of(self.chain), self.layout
 
         def frames() -> Iterator[tuple[int, int, bytes, list[bytes]]]:
             for start, end in layout.frames():
@@ -145,10 +154,9 @@ class IncomingPayload:
 
         def unpack(frame: tuple[int, int, bytes, list[bytes]]) -> None:
             start, end, head, bodies = frame
-            window = layout.window(flat, start, end)
+            window = target.window(start, end)
             codec.unpack(head, bodies, window)
-            layout.scatter(window, flat, start, end)
-            release(start, end)
+            target.place(window, start, end)
 
         for _ in _in_order(unpack, frames(), _threads(workers, layout.total)):
             pass

@@ -89,6 +89,17 @@ def test_a_refused_payload_leaves_no_file(tensors: dict[str, torch.Tensor], tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_an_error_and_leaves_no_file(
+    tensors: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    (tmp_path / "received.unchecked").symlink_to("/dev/full")
+    payload = io.BytesIO(encode(tensors, CHAIN).payload)
+    with pytest.raises(OSError, match="No space left"):
+        decode_to_file(payload, spec_of(tensors), [CHAIN], tmp_path / "received")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_no_adapter_file_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "ids.safetensors"
     safetensors.torch.save_file({"ids": torch.zeros(2, dtype=torch.int64)}, path)
