@@ -19,8 +19,8 @@ from record import RESULTS, Row, mark, write
 from fedot.studies.demo import run_demo
 
 ARMS: dict[str, list[str]] = {
-    "blocks, no DP": ["privacy.unit=none", "adapter.kind=blocks"],
-    "LoRA, no DP": ["privacy.unit=none"],
+    "blocks, no DP": ["privacy.unit=none"],
+    "LoRA, no DP": ["privacy.unit=none", "adapter.kind=lora"],
     "LoRA, epsilon 8": [],
 }
 QUALITY = ("full_zero_shot", "full_tuned", "emulator_zero_shot", "emulator_tuned", "plug_in")

@@ -165,6 +165,12 @@ class FederationConfig(Section):
     cohort_size: int | None = Field(
         None, ge=1, description="clients drawn uniformly each round; null takes all"
     )
+    server_learning_rate: float = Field(
+        1.0,
+        gt=0,
+        le=10,
+        description="the cohort's mean update is scaled by this; above 1 where clients differ",
+    )
     aggregation: Literal["mean", "trimmed_mean"] = Field(
         "mean", description="how updates become one: mean, or trimmed_mean against liars"
     )

@@ -79,6 +79,7 @@ def next_state(
     cohort: Sequence[str],
     failed: Mapping[str, str],
     num_trimmed: int,
+    server_learning_rate: float,
 ) -> RoundOutcome:
     """Aggregate the stored updates and step; the same payloads make the same bits.
 
@@ -93,7 +94,7 @@ def next_state(
     payloads = [journal.payload(update.digest) for update in received]
     updates = [decode(payload, spec_of(before), allowed=[chain]) for payload in payloads]
     change = trimmed_mean(updates, num_trimmed)
-    state = {name: (before[name].double() + change[name]).float() for name in before}
+    state = {n: (t.double() + server_learning_rate * change[n]).float() for n, t in before.items()}
     bytes_after: Counter[str] = Counter()
     for update in received:
         bytes_after.update(update.metadata["bytes_after"])

@@ -205,7 +205,15 @@ def _run_rounds(
         )
         cohort = cohorts[round - 1]
         failed = collect(engine, journal, task, cohort, expected, progress)
-        outcome = next_state(journal, task, state, cohort, failed, federation.num_trimmed)
+        outcome = next_state(
+            journal,
+            task,
+            state,
+            cohort,
+            failed,
+            federation.num_trimmed,
+            federation.server_learning_rate,
+        )
         metrics = {
             **outcome.metrics,
             "loss": _round_losses(config, parts, models, outcome.state),

@@ -20,19 +20,26 @@ __all__ = ["demo_config", "run_demo"]
 
 SETTINGS: dict[str, Any] = {
     "data": {"max_tokens": 64},
-    "adapter": {"kind": "lora", "rank": 8, "alpha": 16},
     "emulator": {"keep_ratio": 0.75, "distill_steps": 300, "learning_rate": 1e-2},
-    "federation": {"rounds": 8},
     "evaluation": {
         "ceiling_learning_rates": [3e-3, 6e-3],
         "ceiling_epochs": 3,
         "max_records": 400,
     },
 }
-# Noise shrinks with the batch, so DP wants few steps of large ones; without it many small ones.
-TRAINING: dict[str, dict[str, Any]] = {
-    "example": {"steps_per_round": 12, "batch_size": 64, "learning_rate": 6e-3},
-    "none": {"steps_per_round": 40, "batch_size": 16, "learning_rate": 6e-3},
+# Noise is the same however many records share it and spreads over every parameter: DP wants few
+# steps of large batches and a small adapter. Without it, many steps and whole blocks gain more.
+BY_UNIT: dict[str, dict[str, Any]] = {
+    "example": {
+        "adapter": {"kind": "lora", "rank": 2, "alpha": 8},
+        "training": {"steps_per_round": 3, "batch_size": 256, "learning_rate": 0.03},
+        "federation": {"rounds": 8},
+    },
+    "none": {
+        "adapter": {"kind": "blocks"},
+        "training": {"steps_per_round": 40, "batch_size": 8, "learning_rate": 0.01},
+        "federation": {"rounds": 20, "server_learning_rate": 1.5},
+    },
 }
 QUICK = (
     "emulator.distill_steps=30",
@@ -84,7 +91,7 @@ def demo_config(
     named: dict[str, Any] = {"model": {"path": ""}, "data": {"clients": {"any": ""}}}
     # Checked before anything is made: a typing error must not cost 90 s first.
     unit = config_from_dict(_merged(named, with_overrides(SETTINGS, changes))).privacy.unit
-    settings = with_overrides({**SETTINGS, "training": TRAINING[unit]}, changes)
+    settings = with_overrides({**SETTINGS, **BY_UNIT[unit]}, changes)
     files = _library_files() if data is None else _own_files(data)
     texts = read_text(Path(files["owner_text"]))
     seen = texts[: max(1, round(len(texts) * _PRETRAINED_RATIO))]
