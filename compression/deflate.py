@@ -21,6 +21,7 @@ Buffer = bytes | memoryview
 
 _SAMPLE = 4096
 _WORTHWHILE = 0.995
+_SKEWED = 0.85
 _MAX_WINDOW = 2**21
 _RAW, _GZIP = -15, 31
 
@@ -52,10 +53,10 @@ def _smallest(data: Buffer, level: int, flag: int, wbits: int) -> Buffer:
     start = max(0, (len(data) - _SAMPLE) // 2)
     sample = data[start : start + _SAMPLE]
     fast = len(igzip_lib.compress(sample, level, flag))
-    small = len(_huffman(sample, wbits))
-    if min(fast, small) > _WORTHWHILE * len(sample):
+    if fast > _WORTHWHILE * len(sample):
         return data
-    if small < 0.97 * fast:
+    # Where symbols are nearly equally frequent, the two do the same.
+    if fast < _SKEWED * len(sample) and len(_huffman(sample, wbits)) < 0.97 * fast:
         return _huffman(data, wbits)
     result: bytes = igzip_lib.compress(data, level, flag)
     return result

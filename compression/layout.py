@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
@@ -19,6 +20,9 @@ from fedot.errors import WireError
 __all__ = ["DTYPES", "InMemory", "Layout", "cast_into", "empty_tensor"]
 
 Floats = npt.NDArray[np.float32]
+
+_HUGE_PAGE = 2**21
+_HUGEPAGE = getattr(mmap, "MADV_HUGEPAGE", None)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -111,7 +115,16 @@ def cast_into(part: Tensor, values: Floats, name: str) -> None:
 
 
 def empty_tensor(spec: TensorSpec) -> Tensor:
-    """Uninitialised memory; numpy asks the system for huge pages, torch does not."""
-    dtype = DTYPES[spec.dtype]
-    values = np.empty(spec.shape, dtype=np.float32 if dtype.itemsize == 4 else np.float16)
-    return torch.from_numpy(values).view(dtype)
+    """A tensor of memory that nobody has touched yet, in huge pages where it is large.
+
+    The system hands out memory 4 kB at a time when it is first written, which takes as long as
+    decoding into it; asked for pages of 2 MB, it takes a tenth.
+    """
+    dtype, num_bytes = DTYPES[spec.dtype], spec.num_values * DTYPES[spec.dtype].itemsize
+    if num_bytes < 2 * _HUGE_PAGE or _HUGEPAGE is None:
+        return torch.empty(spec.shape, dtype=dtype)
+    memory = mmap.mmap(-1, num_bytes + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(_HUGEPAGE)
+    whole = np.frombuffer(memory, dtype=np.uint8)
+    first = -whole.ctypes.data % _HUGE_PAGE
+    return torch.from_numpy(whole[first : first + num_bytes]).view(dtype).view(spec.shape)

@@ -137,6 +137,16 @@ def test_bytes_after_counts_what_each_operator_leaves() -> None:
     assert after["payload"] == len(sent.payload)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_tensors_come_back_and_stay_when_their_siblings_go(dtype: torch.dtype) -> None:
+    values = torch.randn(2, 2_500_000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    tensors = {"a": values[0], "b": values[1].reshape(2500, 1000)}
+    received = decode(encode(tensors, FLOAT32).payload, spec_of(tensors), [FLOAT32])
+    del received["a"]
+    received["b"] += 1
+    assert torch.equal(received["b"], tensors["b"] + 1)
+
+
 def test_a_strided_vector_can_be_sent() -> None:
     tensors = {"w": torch.arange(1000).float()[::3]}
     received = decode(encode(tensors, FLOAT32).payload, spec_of(tensors), [FLOAT32])
