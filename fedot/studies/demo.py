@@ -37,8 +37,8 @@ BY_UNIT: dict[str, dict[str, Any]] = {
     },
     "none": {
         "adapter": {"kind": "blocks"},
-        "training": {"steps_per_round": 40, "batch_size": 8, "learning_rate": 0.01},
-        "federation": {"rounds": 20, "server_learning_rate": 1.5},
+        "training": {"steps_per_round": 25, "batch_size": 8, "learning_rate": 0.01},
+        "federation": {"rounds": 32, "server_learning_rate": 1.5},
     },
 }
 QUICK = (
