@@ -146,7 +146,7 @@ class PayloadConfig(Section):
     )
     block: int = Field(256, ge=64, le=4096, description="values that share one int8 scale")
     min_step: float = Field(
-        0.02,
+        0.032,
         ge=0,
         le=0.1,
         description="an int8 step is no finer than this part of the block's root mean square: "

@@ -16,7 +16,7 @@ from fedot.journal import write_durably
 from fedot.messages import Progress, digest_of, no_progress
 from fedot.studies.base_model import Recipe, cache_folder, pretrained
 
-__all__ = ["demo_config", "run_demo"]
+__all__ = ["BY_UNIT", "SETTINGS", "demo_config", "run_demo"]
 
 SETTINGS: dict[str, Any] = {
     "data": {"max_tokens": 64},
@@ -32,7 +32,7 @@ SETTINGS: dict[str, Any] = {
 BY_UNIT: dict[str, dict[str, Any]] = {
     "example": {
         "adapter": {"kind": "lora", "rank": 2, "alpha": 8},
-        "training": {"steps_per_round": 3, "batch_size": 256, "learning_rate": 0.03},
+        "training": {"steps_per_round": 3, "batch_size": 256, "learning_rate": 0.05},
         "federation": {"rounds": 8},
     },
     "none": {
