@@ -185,6 +185,7 @@ class EvaluationConfig(Section):
     ceiling_learning_rates: list[Annotated[float, Field(gt=0)]] = Field(
         [1e-3, 3e-3], description="full fine-tuning takes the best of these; [] leaves it out"
     )
+    ceiling_batch_size: int = Field(16, ge=1, description="records a step of full fine-tuning")
     ceiling_epochs: int = Field(4, ge=1, description="at most; stops early on held-out records")
     max_records: int = Field(
         2000, ge=2, description="held-out records a number is measured on at most"

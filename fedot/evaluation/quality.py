@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedot.data.tokenize import Sequences
+from fedot.messages import Progress, no_progress
 
 __all__ = ["Quality", "difference", "finite", "measure"]
 
@@ -61,9 +62,14 @@ class Quality:
 
 
 def measure(
-    model: nn.Module, records: Sequences, batch_size: int = 64, autocast: bool = False
+    model: nn.Module,
+    records: Sequences,
+    batch_size: int = 64,
+    autocast: bool = False,
+    progress: Progress = no_progress,
+    stage: str = "measure",
 ) -> Quality:
-    """Loss of a model on every record, without training."""
+    """Loss of a model on every record, without training; `progress` is told under `stage`."""
     device = next(model.parameters()).device
     model.eval()
     nll, tokens = [], []
@@ -77,6 +83,7 @@ def measure(
         losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         nll.append((losses * learned).double().sum(dim=1).cpu())
         tokens.append(learned.double().sum(dim=1).cpu())
+        progress(stage, sum(map(len, tokens)), len(records))
     return Quality(torch.cat(nll), torch.cat(tokens))
 
 

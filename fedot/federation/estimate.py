@@ -78,7 +78,9 @@ def estimate(config: Config) -> Estimate:
     rng = torch.Generator().manual_seed(0)
     update = {n: torch.randn(p.shape, generator=rng) for n, p in adapter.parameters.items()}
     sent = encode(update, update_chain(config.payload))
-    received = encode(adapter.state(), state_chain(config.payload))
+    # LoRA starts half zero, which no later state is.
+    state = {name: tensor + update[name] for name, tensor in adapter.state().items()}
+    received = encode(state, state_chain(config.payload))
     client = _client_bytes(config, parts, emulator_parameters * width, adapter.num_parameters)
     epsilon, noise = _privacy(config, parts, planned)
     return Estimate(

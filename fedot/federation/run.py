@@ -85,9 +85,9 @@ def simulate(
     check_out(config, out, resume)
     parts = load_parts(config)
     with open_run(config, out, resume) as run:
-        zero = _timed(run, "evaluation", lambda: _zero_shot(run, parts))
+        zero = _timed(run, "evaluation", lambda: _zero_shot(run, parts, progress))
         bundle = _timed(run, "emulator", lambda: _build_bundle(config, parts, run, progress))
-        models, general = _load_models(config, parts, bundle, run)
+        models, general = _load_models(config, parts, bundle, run, progress)
         _timed(
             run,
             "rounds",
@@ -102,11 +102,9 @@ def simulate(
         return summary
 
 
-def _zero_shot(run: RunFolder, parts: Parts) -> Quality:
+def _zero_shot(run: RunFolder, parts: Parts, progress: Progress) -> Quality:
     autocast = parts.model.dtype != torch.float32
-    return kept_quality(
-        run.journal, "full_zero_shot", lambda: measure(parts.model, parts.report, autocast=autocast)
-    )
+    return _measured(run, "full_zero_shot", parts.model, parts.report, autocast, progress)
 
 
 def _build_bundle(config: Config, parts: Parts, run: RunFolder, progress: Progress) -> Bundle:
@@ -137,23 +135,19 @@ def _build_bundle(config: Config, parts: Parts, run: RunFolder, progress: Progre
 
 
 def _load_models(
-    config: Config, parts: Parts, bundle: Bundle, run: RunFolder
+    config: Config, parts: Parts, bundle: Bundle, run: RunFolder, progress: Progress
 ) -> tuple[_Models, tuple[Quality, Quality] | None]:
     """Measure both models untuned, then put the adapter on each."""
     autocast = config.model.dtype != "float32"
     emulator = bundle.load(config.model.dtype, parts.device)
     general = None
     if config.emulator != "none":
-        kept_quality(
-            run.journal,
-            "emulator_zero_shot",
-            lambda: measure(emulator, parts.report, autocast=autocast),
-        )
+        _measured(run, "emulator_zero_shot", emulator, parts.report, autocast, progress)
     held_out = parts.owner_held_out
     if config.emulator != "none" and held_out is not None:
         general = (
-            _measured(run, "general/full", parts.model, held_out, autocast),
-            _measured(run, "general/emulator", emulator, held_out, autocast),
+            _measured(run, "general_full", parts.model, held_out, autocast, progress),
+            _measured(run, "general_emulator", emulator, held_out, autocast, progress),
         )
     sizes = {
         "num_blocks": parts.model.config.num_hidden_layers,
@@ -257,11 +251,11 @@ def _tuned(
     report, autocast = parts.report, models.autocast
     five: dict[str, Quality | None] = dict.fromkeys(FIVE)
     del five["full_zero_shot"]
-    five["plug_in"] = _measured(run, "plug_in", models.on_full.model, report, autocast)
+    five["plug_in"] = _measured(run, "plug_in", models.on_full.model, report, autocast, progress)
     if not shared:
         five["emulator_zero_shot"] = Quality.from_json(journal.fact("quality/emulator_zero_shot"))
         five["emulator_tuned"] = _measured(
-            run, "emulator_tuned", models.on_emulator.model, report, autocast
+            run, "emulator_tuned", models.on_emulator.model, report, autocast, progress
         )
     if config.evaluation.ceiling_learning_rates:
         five["full_tuned"] = kept_quality(
@@ -278,7 +272,7 @@ def _ceiling(config: Config, parts: Parts, autocast: bool, progress: Progress) -
         parts.report,
         learning_rates=config.evaluation.ceiling_learning_rates,
         max_epochs=config.evaluation.ceiling_epochs,
-        batch_size=config.training.batch_size,
+        batch_size=config.evaluation.ceiling_batch_size,
         micro_batch_size=config.training.micro_batch_size,
         seed=config.seed,
         autocast=autocast,
@@ -319,9 +313,19 @@ def _learning_rate(config: Config, round: int) -> float:
 
 
 def _measured(
-    run: RunFolder, key: str, model: torch.nn.Module, records: Sequences, autocast: bool
+    run: RunFolder,
+    key: str,
+    model: torch.nn.Module,
+    records: Sequences,
+    autocast: bool,
+    progress: Progress,
 ) -> Quality:
-    return kept_quality(run.journal, key, lambda: measure(model, records, autocast=autocast))
+    stage = f"measure {key.replace('_', ' ')}"
+    return kept_quality(
+        run.journal,
+        key,
+        lambda: measure(model, records, autocast=autocast, progress=progress, stage=stage),
+    )
 
 
 def _timed(run: RunFolder, stage: str, work: Callable[[], T]) -> T:
