@@ -79,8 +79,10 @@ def estimate(config: Config) -> Estimate:
     update = {n: torch.randn(p.shape, generator=rng) for n, p in adapter.parameters.items()}
     sent = encode(update, update_chain(config.payload))
     # LoRA starts half zero, which no later state is.
-    state = {name: tensor + update[name] for name, tensor in adapter.state().items()}
-    received = encode(state, state_chain(config.payload))
+    start = adapter.state()
+    later = {name: tensor + update[name] for name, tensor in start.items()}
+    down = state_chain(config.payload)
+    first, rest = len(encode(start, down).payload), len(encode(later, down).payload)
     client = _client_bytes(config, parts, emulator_parameters * width, adapter.num_parameters)
     epsilon, noise = _privacy(config, parts, planned)
     return Estimate(
@@ -92,7 +94,7 @@ def estimate(config: Config) -> Estimate:
         seconds=_tokens(config, parts, total) * per_token,
         sent_bytes=len(sent.payload) * total,
         float32_bytes=4 * adapter.num_parameters * total,
-        received_bytes=len(received.payload) * total,
+        received_bytes=first * len(cohorts[0]) + rest * (total - len(cohorts[0])),
         epsilon=epsilon,
         noise_multiplier=noise,
     )
