@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["Console"]
 
 _WIDEST = 100
+# A round has a line of its own (`round_line`), so its bar ends without one.
+_ROUND = "round "
 _NAME_LENGTH = 21
 _MOST_CLIENTS = 8
 _LOSSES = {"plug_in": "plug-in", "emulator": "emulator"}
@@ -84,7 +86,7 @@ class Console:
         self._since.setdefault(stage, monotonic())
         if self._out.is_terminal:
             self._move_bar(stage, done, total)
-        elif started and not ended:
+        elif started and not ended and not stage.startswith(_ROUND):
             self.info(f"{stage} ...")
         if ended:
             self._end(stage)
@@ -205,7 +207,8 @@ class Console:
             if self._tasks:
                 return
             self._bars.stop()
-        self.info(f"{stage}: {in_seconds(seconds)}")
+        if not stage.startswith(_ROUND):
+            self.info(f"{stage}: {in_seconds(seconds)}")
 
 
 def _round_parts(metrics: Round) -> Iterable[str]:

@@ -263,3 +263,12 @@ def test_importing_the_console_is_light():
     )
     # Wall time on a shared machine: far above the 15 ms that it takes, far below any heavy import.
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_round_is_one_line(tmp_path):
+    path = tmp_path / "out.txt"
+    with path.open("w") as file, Console(file=file, force_terminal=False) as console:
+        for done in (1, 2):
+            console.progress("round 3", done, 2)
+        console.round_line({"round": 3, "cohort": [], "loss": {"plug_in": 2.5}})
+    assert len(path.read_text().splitlines()) == 1
