@@ -42,6 +42,8 @@ def run(arm: str, seed: int) -> Row:
         **{name: summary[name] for name in (*numbers, "general_gap")},
         "sent_ratio": wire["sent_bytes"] / wire["float32_bytes"],
         "largest_epsilon": max(spent.values()) if spent else None,
+        "ceiling": summary["ceiling"],
+        "general_gap_se": summary["general_gap_se"],
         "seconds": round(sum(seconds.values()), 1),
     }
 

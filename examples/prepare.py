@@ -44,10 +44,12 @@ def instructions(definitions: Iterable[str]) -> Iterator[dict[str, str]]:
 
 def main(folder: Path, num_steps: int) -> None:
     text = library_text()
-    base = pretrained(Recipe(num_steps=num_steps), text.general, no_progress)
+    general = text.general[:600]
+    # The last part of the owner's text measures the emulator, so the model must not know it.
+    base = pretrained(Recipe(num_steps=num_steps), general[:500], no_progress)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(base, folder / "model", dirs_exist_ok=True)
-    write_jsonl(folder / "owner.jsonl", ({"text": one} for one in text.general[:600]))
+    write_jsonl(folder / "owner.jsonl", ({"text": one} for one in general))
     write_jsonl(folder / "proxy.jsonl", ({"text": one} for one in text.proxy[:200]))
     for name, packages in CLIENTS.items():
         definitions = text.clients[packages]

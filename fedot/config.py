@@ -131,7 +131,7 @@ class PrivacyConfig(Section):
     unit: Literal["none", "example"] = Field(
         "example", description="one record (example), or no differential privacy at all (none)"
     )
-    target_epsilon: float = Field(8.0, gt=0, description="spent over all rounds together")
+    target_epsilon: float = Field(8.0, gt=0, le=100, description="spent over all rounds together")
     delta: float = Field(
         1e-5, gt=0, lt=1, description="chance that epsilon does not hold; well below 1 / records"
     )
@@ -312,7 +312,8 @@ def _paths_from(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(value, str) or Path(value).is_absolute():
             return value
         beside = folder / Path(value).expanduser()
-        return str(beside) if beside.exists() else value
+        # Whole, so that a run's own config means the same files wherever it is read.
+        return str(beside.resolve()) if beside.exists() else value
 
     data, model = raw.get("data"), raw.get("model")
     if isinstance(data, dict):

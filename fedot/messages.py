@@ -53,7 +53,7 @@ class RoundTask:
         state: payload with the adapter's tensors before this round.
         learning_rate: of this round.
         training: steps and batch sizes.
-        privacy: what the update may reveal; the client's own policy wins over it.
+        privacy: what the update may reveal.
         payload: the chains that both sides use.
         planned_rounds: by client name, for how many rounds of this run it is drawn at most; its
             noise is calibrated so that all of them stay within its target epsilon.

@@ -47,6 +47,9 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus ships no ty
 
     def clip_and_accumulate(self) -> None:
         """Clip each row and add it up; a row whose gradient is not finite counts as zero."""
+        for parameter in self.params:
+            # Under autocast they come in bfloat16, in which a clipped norm passes C by up to 1 %.
+            parameter.grad_sample = parameter.grad_sample.float()
         finite = _finite_rows(self.grad_samples)
         for parameter in self.params:
             # NaN times a clip factor of 0 is still NaN, and one row must not spoil the sum.

@@ -52,11 +52,15 @@ def _run() -> int:
         console.error(error.format_message())
     except (KeyboardInterrupt, typer.Abort):
         console.error(
-            "interrupted. What was finished is kept: run the same command again with --resume."
+            "interrupted. What a run had finished is kept: if its --out is there, go on with "
+            "--resume."
         )
     except BrokenPipeError:
         # Whoever read our output has gone; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        what = error.filename or "a file"
+        console.error(f"cannot read or write {what}: {error.strerror or error}.")
     except Exception as error:
         if os.environ.get("FEDOT_DEBUG"):
             raise

@@ -28,7 +28,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def demo(
-    out: Out = Path("runs/demo"),
+    out: Annotated[
+        Path | None, typer.Option(help="Where to; runs/demo, or the next free runs/demo-N.")
+    ] = None,
     overrides: Overrides = None,
     data: Annotated[
         Path | None, typer.Option(help="Your text: owner.jsonl and clients/*.jsonl.")
@@ -39,9 +41,10 @@ def demo(
     resume: Resume = False,
 ) -> None:
     """Run a whole federation on this machine's own Python documentation and library."""
-    from fedot.federation.folder import refuse_existing
+    from fedot.federation.folder import next_free, refuse_existing
     from fedot.report.page import write_report
 
+    out = out or (Path("runs/demo") if resume else next_free(Path("runs/demo")))
     refuse_existing(out, resume)
     with Console() as console:
         console.info("loading libraries")
@@ -120,6 +123,7 @@ def init(
     if out.exists():
         raise ConfigError(f"{out} exists; name another --out.")
     text = commented_config(model, data, owner_text, out.name)
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
     with Console() as console:
         console.info(f"wrote {out}; next: fedot simulate {out} --dry-run")

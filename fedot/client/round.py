@@ -8,6 +8,7 @@ happens; the round is never trained twice.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 from fedot.client.chains import state_chain, update_chain
 from fedot.client.training import PrivateSettings, TrainingSettings, train, train_privately
 from fedot.compression.codec import decode, encode, spec_of
+from fedot.config import PrivacyConfig, TrainingConfig
 from fedot.data.tokenize import Sequences
 from fedot.errors import ProtocolError
 from fedot.journal import write_durably
@@ -28,7 +30,12 @@ from fedot.privacy.ledger import Ledger
 from fedot.privacy.noise import NoiseSource
 from fedot.seeds import derive_seed
 
-__all__ = ["Site", "run_round"]
+__all__ = ["Site", "privacy_event", "round_event", "run_round"]
+
+logger = logging.getLogger(__name__)
+
+# Far above any update that trains, below what payloads may hold; also refuses what is not finite.
+_LARGEST_CHANGE = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +76,7 @@ def run_round(
 
     Raises:
         BudgetError: the data set's budget does not allow the round; nothing was trained.
-        ProtocolError: training diverged; nothing was stored or charged.
+        ProtocolError: training without DP diverged; nothing was stored.
         WireError: the state that the server sent is not this adapter's.
     """
     event = privacy_event(site, task)
@@ -105,13 +112,22 @@ def privacy_event(site: Site, task: RoundTask) -> SampledGaussian | None:
     """What one round costs this site; None without DP."""
     if task.privacy.unit == "none":
         return None
-    sampling_prob = min(1.0, task.training.batch_size / len(site.records))
-    steps = task.training.steps_per_round
+    planned = task.planned_rounds[site.info.name]
+    return round_event(task.training, task.privacy, len(site.records), planned)
+
+
+def round_event(
+    training: TrainingConfig, privacy: PrivacyConfig, num_records: int, planned_rounds: int
+) -> SampledGaussian:
+    """One of `planned_rounds` rounds that together stay within the target epsilon.
+
+    Raises:
+        BudgetError: no noise is enough.
+    """
+    sampling_prob = min(1.0, training.batch_size / num_records)
+    steps = training.steps_per_round
     noise_multiplier = calibrate_noise(
-        sampling_prob,
-        steps * task.planned_rounds[site.info.name],
-        task.privacy.target_epsilon,
-        task.privacy.delta,
+        sampling_prob, steps * planned_rounds, privacy.target_epsilon, privacy.delta
     )
     return SampledGaussian(sampling_prob, noise_multiplier, steps)
 
@@ -143,12 +159,17 @@ def _trained_update(
         )
         train_privately(adapter, site.records, settings, private, make_noise())
     update = {name: after - before[name] for name, after in adapter.state().items()}
-    if not all(bool(change.isfinite().all()) for change in update.values()):
+    if all(bool((change.abs() <= _LARGEST_CHANGE).all()) for change in update.values()):
+        return update
+    if event is None:
         raise ProtocolError(
             f"training of {site.info.name} diverged in round {task.round}: its update is not "
             "finite. Lower training.learning_rate."
         )
-    return update
+    # Under DP a refusal would be a release of its own, and its repetition one that nobody charged
+    # for. An empty update is computed from the noised one, so it costs nothing more.
+    logger.warning("training diverged in round %d; lower training.learning_rate", task.round)
+    return {name: torch.zeros_like(change) for name, change in update.items()}
 
 
 def _update_path(site: Site, task: RoundTask) -> Path:

@@ -9,8 +9,8 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from fedot.errors import ConfigError
@@ -24,7 +24,7 @@ INSTRUCTION, CONTEXT, RESPONSE = "instruction", ("context", "input"), ("response
 _UTF8 = "utf-8-sig"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Record:
     """One record: `prompt` is read, `answer` is learned. Plain text has an empty prompt."""
 
@@ -78,24 +78,33 @@ def read_text(path: Path, text_field: str = "text") -> tuple[str, ...]:
 def split_records(
     records: tuple[Record, ...], held_out_ratio: float, seed: int, name: str
 ) -> Split:
-    """Shuffle and divide; a text that stands in two records is kept once.
+    """Divide by each record's own hash; a text that stands in two records is kept once.
+
+    Guarantees:
+        A record's part and place depend on nothing but the record and the seed. So one record more
+        or less in a client's file is at most one more or less in `train`: what DP counts on.
 
     Raises:
-        ConfigError: too few records for every part to have one.
+        ConfigError: too few records, or none of them is left to train on.
     """
-    unique = list(dict.fromkeys(records))
-    Random(seed).shuffle(unique)
-    held = max(2, round(len(unique) * held_out_ratio))
-    if len(unique) < 8 or len(unique) - held < 1:
-        raise ConfigError(
-            f"client {name} has {len(unique)} different records; it must have at least 8, with "
-            f"data.held_out_ratio at {held_out_ratio:g} leaving some to train on."
-        )
-    return Split(
-        train=tuple(unique[held:]),
-        choose=tuple(unique[: held // 2]),
-        report=tuple(unique[held // 2 : held]),
+    ranked = sorted((_share(record, seed), record) for record in dict.fromkeys(records))
+    split = Split(
+        train=tuple(record for share, record in ranked if share >= held_out_ratio),
+        choose=tuple(record for share, record in ranked if share < held_out_ratio / 2),
+        report=tuple(r for share, r in ranked if held_out_ratio / 2 <= share < held_out_ratio),
     )
+    if len(ranked) < 8 or not split.train:
+        raise ConfigError(
+            f"client {name} has {len(ranked)} different records; it must have at least 8, and "
+            f"data.held_out_ratio {held_out_ratio:g} must leave some to train on."
+        )
+    return split
+
+
+def _share(record: Record, seed: int) -> float:
+    """A record's own number in [0, 1)."""
+    content = json.dumps([seed, record.prompt, record.answer]).encode()
+    return int.from_bytes(sha256(content).digest()[:8], "big") / 2**64
 
 
 def _record(row: Any, text_field: str, path: Path, number: int) -> Record:

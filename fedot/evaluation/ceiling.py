@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
@@ -21,9 +22,24 @@ from fedot.models.adapters import AdapterSpec, attach
 from fedot.models.anatomy import anatomy_of
 from fedot.seeds import derive_seed
 
-__all__ = ["full_fine_tuning"]
+__all__ = ["Ceiling", "full_fine_tuning"]
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """The best that full fine-tuning reached, and where in the grid that was.
+
+    Attributes:
+        quality: on `report_on`.
+        learning_rate: of the best trial; None when nothing beat the untuned model.
+        epoch: after which the best state was seen, counted from 1.
+    """
+
+    quality: Quality
+    learning_rate: float | None
+    epoch: int
 
 
 def full_fine_tuning(
@@ -39,7 +55,7 @@ def full_fine_tuning(
     seed: int,
     autocast: bool = False,
     progress: Progress = no_progress,
-) -> Quality:
+) -> Ceiling:
     """Tune all blocks on all records and measure the best state seen.
 
     Args:
@@ -60,6 +76,7 @@ def full_fine_tuning(
     adapter = attach(model, AdapterSpec("blocks", blocks), blocks)
     start = adapter.state()
     best_loss, best_state = measure(model, choose_on, micro_batch_size, autocast).loss, start
+    best_rate, best_epoch = None, 0
     steps = math.ceil(len(train_on) / batch_size)
     total = len(learning_rates) * max_epochs
     for trial, learning_rate in enumerate(learning_rates):
@@ -76,9 +93,10 @@ def full_fine_tuning(
             progress("full fine-tuning (the ceiling)", trial * max_epochs + epoch + 1, total)
             if loss < best_loss:
                 best_loss, best_state = loss, adapter.state()
+                best_rate, best_epoch = learning_rate, epoch + 1
             if loss >= trial_loss:
                 break
             trial_loss = loss
     progress("full fine-tuning (the ceiling)", total, total)
     adapter.load(best_state)
-    return measure(model, report_on, micro_batch_size, autocast)
+    return Ceiling(measure(model, report_on, micro_batch_size, autocast), best_rate, best_epoch)

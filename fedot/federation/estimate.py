@@ -90,7 +90,7 @@ def estimate(config: Config) -> Estimate:
         emulator_parameters=emulator_parameters,
         adapter_parameters=adapter.num_parameters,
         client_bytes=client,
-        server_bytes=client + parts.model.num_parameters() * width,
+        server_bytes=_server_bytes(config, parts.model.num_parameters(), width, client),
         seconds=_tokens(config, parts, total) * per_token,
         sent_bytes=len(sent.payload) * total,
         float32_bytes=4 * adapter.num_parameters * total,
@@ -143,6 +143,14 @@ def _client_bytes(config: Config, parts: Parts, weights: int, num_parameters: in
     gradients = 4 * num_parameters * (rows if private else 1)
     optimizer = 4 * num_parameters * 4
     return weights + activations + logits + gradients + optimizer
+
+
+def _server_bytes(config: Config, full_parameters: int, width: int, client_bytes: int) -> int:
+    """The larger of: rounds with a client at work; the ceiling beside what is loaded by then."""
+    full = full_parameters * width
+    # Float32 weights, gradients, two moments, and copies of the start and of the best state.
+    ceiling = 6 * 4 * full_parameters if config.evaluation.ceiling_learning_rates else 0
+    return full + client_bytes + ceiling
 
 
 def _privacy(

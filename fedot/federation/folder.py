@@ -16,8 +16,9 @@ import yaml
 from fedot.config import Config, to_yaml
 from fedot.errors import ConfigError
 from fedot.journal import Journal, write_durably
+from fedot.messages import digest_of
 
-__all__ = ["RunFolder", "check_out", "open_run", "refuse_existing"]
+__all__ = ["RunFolder", "check_out", "next_free", "open_run", "refuse_existing"]
 
 CONFIG_FILE = "config.yaml"
 JOURNAL_FILE = "journal.sqlite"
@@ -57,8 +58,6 @@ def check_out(config: Config, out: Path, resume: bool) -> None:
     refuse_existing(out, resume)
     if not resume:
         return
-    if not (out / CONFIG_FILE).is_file():
-        raise ConfigError(f"there is no run at {out}; drop --resume to start afresh.")
     saved = yaml.safe_load((out / CONFIG_FILE).read_text(encoding="utf-8"))
     odd = _first_difference(saved, config.model_dump(mode="json"))
     if odd:
@@ -68,10 +67,22 @@ def check_out(config: Config, out: Path, resume: bool) -> None:
         )
 
 
+def next_free(out: Path) -> Path:
+    """`out`, or the first of `out-2`, `out-3`, ... that is not there yet."""
+    number = 1
+    free = out
+    while free.exists():
+        number += 1
+        free = out.with_name(f"{out.name}-{number}")
+    return free
+
+
 def refuse_existing(out: Path, resume: bool) -> None:
     """Refuse to write over what is at `out`, before anything costly is done for it."""
     if not resume and out.exists():
         raise ConfigError(f"{out} exists; add --resume to go on with it, or name another --out.")
+    if resume and not (out / CONFIG_FILE).is_file():
+        raise ConfigError(f"there is no run at {out}; drop --resume to start afresh.")
 
 
 @contextmanager
@@ -88,11 +99,30 @@ def open_run(config: Config, out: Path, resume: bool) -> Iterator[RunFolder]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(f"another process is at work in {out}; wait for it.") from error
+        # First of all, since it is what makes a folder a run that can be resumed.
+        write_durably(out / CONFIG_FILE, to_yaml(config).encode())
         with Journal(out / JOURNAL_FILE) as journal:
             if journal.fact("run_id") is None:
                 journal.note("run_id", f"run-{uuid4().hex[:12]}")
-            write_durably(out / CONFIG_FILE, to_yaml(config).encode())
+                journal.note("inputs", _digests(config))
+            _check_inputs(journal.fact("inputs"), _digests(config))
             yield RunFolder(out, journal, journal.fact("run_id"))
+
+
+def _digests(config: Config) -> dict[str, str]:
+    """What the data files hold: a run that is taken up again must find what it began with."""
+    data = config.data
+    named = [*data.clients.values(), data.owner_text, data.proxy]
+    return {path: digest_of(Path(path).read_bytes()) for path in named if path is not None}
+
+
+def _check_inputs(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    changed = [path for path, digest in before.items() if now.get(path) != digest]
+    if changed:
+        raise ConfigError(
+            f"{changed[0]} has changed since the run was started; put it back, or start another "
+            "run with another --out."
+        )
 
 
 def _first_difference(saved: Any, wanted: Any, prefix: str = "") -> str | None:

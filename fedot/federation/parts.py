@@ -72,6 +72,7 @@ def load_parts(config: Config) -> Parts:
     if isinstance(config.emulator, EmulatorConfig):
         ends = config.adapter.num_end_blocks
         kept = kept_blocks(anatomy.num_blocks, ends, config.emulator.keep_ratio)
+    _check_private(config, model)
     lora = config.adapter.kind == "lora"
     spec = AdapterSpec(
         kind=config.adapter.kind,
@@ -121,6 +122,11 @@ def _client_records(
         train[name] = _sequences(split.train, tokenizer, data, name)
         choose.append(_sequences(split.choose[:most], tokenizer, data, name))
         report.append(_sequences(split.report[:most], tokenizer, data, name))
+    if not sum(map(len, choose)) or not sum(map(len, report)):
+        raise ConfigError(
+            f"data.held_out_ratio {data.held_out_ratio:g} leaves no record to choose or to report "
+            "with; raise it, or give the clients more records."
+        )
     return train, pooled(choose), pooled(report)
 
 
@@ -161,6 +167,15 @@ def _sequences(
             "taken out."
         )
     return sequences
+
+
+def _check_private(config: Config, model: PreTrainedModel) -> None:
+    positions = [name for name, _ in model.named_parameters() if "wpe" in name]
+    if config.adapter.kind == "full" and config.privacy.unit != "none" and positions:
+        raise ConfigError(
+            f"adapter.kind is full, which trains {positions[0]}; all records of a batch share it, "
+            "so it has no gradient per record. Use kind blocks or lora, or privacy.unit=none."
+        )
 
 
 def _check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:

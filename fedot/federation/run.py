@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from fedot.client.chains import state_chain
-from fedot.client.round import Site
+from fedot.client.round import Site, round_event
 from fedot.compression.codec import encode, spec_of
 from fedot.config import Config, EmulatorConfig
 from fedot.data.tokenize import Sequences
@@ -84,10 +84,13 @@ def simulate(
     """
     check_out(config, out, resume)
     parts = load_parts(config)
+    _check_budget(config, parts)
     with open_run(config, out, resume) as run:
         zero = _timed(run, "evaluation", lambda: _zero_shot(run, parts, progress))
         bundle = _timed(run, "emulator", lambda: _build_bundle(config, parts, run, progress))
-        models, general = _load_models(config, parts, bundle, run, progress)
+        models, general = _timed(
+            run, "evaluation", lambda: _load_models(config, parts, bundle, run, progress)
+        )
         _timed(
             run,
             "rounds",
@@ -97,9 +100,23 @@ def simulate(
             "full_zero_shot": zero,
             **_timed(run, "evaluation", lambda: _tuned(config, parts, models, run, progress)),
         }
-        summary = summarize(config, parts, bundle, run.journal, five, general, name)
+        ledgers = {site.info.name: site.ledger for site in _sites(parts, run)}
+        summary = summarize(config, parts, bundle, run.journal, ledgers, five, general, name)
+        if make_noise != NoiseSource.from_os:
+            summary["notes"]["noise"] = "privacy noise came from the caller: no epsilon is claimed."
         run.write_json("summary.json", summary)
         return summary
+
+
+def _check_budget(config: Config, parts: Parts) -> None:
+    """Refuse a budget that no noise meets before anything is built for it."""
+    if config.privacy.unit == "none":
+        return
+    size, rounds = config.federation.cohort_size, config.federation.rounds
+    planned = planned_rounds(draw_cohorts(config.seed, rounds, list(parts.train), size))
+    for name, records in parts.train.items():
+        if name in planned:
+            round_event(config.training, config.privacy, len(records), planned[name])
 
 
 def _zero_shot(run: RunFolder, parts: Parts, progress: Progress) -> Quality:
@@ -216,6 +233,8 @@ def _run_rounds(
         journal.close_round(round, to_journal(outcome.state), metrics)
         run.write_metrics()
         on_round(metrics)
+    # Once more: a kill may have come between the last round's end and its line.
+    run.write_metrics()
 
 
 def _round_losses(
@@ -225,8 +244,9 @@ def _round_losses(
     models.on_full.load(state)
     models.on_emulator.load(state)
 
-    def loss(adapter: Adapter, records: Sequences) -> float:
-        return measure(adapter.model, records, autocast=models.autocast).loss
+    def loss(adapter: Adapter, records: Sequences) -> float | None:
+        value = measure(adapter.model, records, autocast=models.autocast).loss
+        return value if math.isfinite(value) else None
 
     return {
         "proxy": loss(models.on_full, parts.proxy) if parts.proxy is not None else None,
@@ -259,13 +279,15 @@ def _tuned(
         )
     if config.evaluation.ceiling_learning_rates:
         five["full_tuned"] = kept_quality(
-            journal, "full_tuned", lambda: _ceiling(config, parts, autocast, progress)
+            journal, "full_tuned", lambda: _ceiling(config, parts, run, autocast, progress)
         )
     return five
 
 
-def _ceiling(config: Config, parts: Parts, autocast: bool, progress: Progress) -> Quality:
-    return full_fine_tuning(
+def _ceiling(
+    config: Config, parts: Parts, run: RunFolder, autocast: bool, progress: Progress
+) -> Quality:
+    best = full_fine_tuning(
         lambda: load_model(config.model.path, config.model.dtype, parts.device),
         pooled(list(parts.train.values())),
         parts.choose,
@@ -278,6 +300,8 @@ def _ceiling(config: Config, parts: Parts, autocast: bool, progress: Progress) -
         autocast=autocast,
         progress=progress,
     )
+    run.journal.note("ceiling", {"learning_rate": best.learning_rate, "epoch": best.epoch})
+    return best.quality
 
 
 def _best_round(config: Config, metrics: Sequence[dict[str, Any]]) -> int:
@@ -293,7 +317,12 @@ def _best_round(config: Config, metrics: Sequence[dict[str, Any]]) -> int:
         key = "proxy"
     else:
         return int(rounds[-1]["round"])
-    return int(min(rounds, key=lambda line: line["loss"][key])["round"])
+
+    def loss(line: dict[str, Any]) -> float:
+        value = line["loss"][key]
+        return math.inf if value is None else float(value)
+
+    return int(min(rounds, key=loss)["round"])
 
 
 def _sites(parts: Parts, run: RunFolder) -> list[Site]:
@@ -331,8 +360,9 @@ def _measured(
 def _timed(run: RunFolder, stage: str, work: Callable[[], T]) -> T:
     """Add a step's wall time to the run's, over restarts."""
     started = time.monotonic()
-    result = work()
-    seconds = run.journal.fact("seconds") or {"emulator": 0.0, "rounds": 0.0, "evaluation": 0.0}
-    seconds[stage] += time.monotonic() - started
-    run.journal.note("seconds", seconds)
-    return result
+    try:
+        return work()
+    finally:
+        seconds = run.journal.fact("seconds") or {"emulator": 0.0, "rounds": 0.0, "evaluation": 0.0}
+        seconds[stage] += time.monotonic() - started
+        run.journal.note("seconds", seconds)

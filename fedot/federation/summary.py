@@ -14,7 +14,8 @@ from fedot.evaluation.quality import Quality
 from fedot.federation.assess import summaries, verdict
 from fedot.federation.parts import Parts
 from fedot.journal import Journal
-from fedot.privacy.accounting import NEIGHBOURING
+from fedot.privacy.accounting import NEIGHBOURING, epsilon_of
+from fedot.privacy.ledger import Ledger
 
 __all__ = ["summarize"]
 
@@ -26,6 +27,7 @@ def summarize(
     parts: Parts,
     bundle: Bundle,
     journal: Journal,
+    ledgers: Mapping[str, Ledger],
     five: Mapping[str, Quality | None],
     general: tuple[Quality, Quality] | None,
     name: str,
@@ -37,14 +39,22 @@ def summarize(
     metrics = [line for line in journal.metrics() if line["round"] > 0]
     best = journal.fact("best_round")
     notes.update(_privacy_notes(config, best))
+    ceiling = journal.fact("ceiling")
+    if ceiling and ceiling["epoch"] == config.evaluation.ceiling_epochs:
+        notes["full_tuned"] = (
+            "full fine-tuning was still getting better in its last epoch; with more of them "
+            "(evaluation.ceiling_epochs) the ceiling may be higher and recovery lower."
+        )
     shared = config.emulator == "none"
     return {
         "name": name,
+        "fedot_version": version("fedot-offsite-tuning"),
         "quality": quality,
         **numbers,
         "notes": notes,
-        "privacy": _privacy(config, metrics),
+        "privacy": _privacy(config, ledgers),
         "wire": {**_wire(metrics), "bundle_bytes": bundle.num_bytes},
+        "ceiling": ceiling,
         "rounds": len(metrics),
         "best_round": best,
         "clients": len(config.data.clients),
@@ -65,18 +75,23 @@ def summarize(
     }
 
 
-def _privacy(config: Config, metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    spent: dict[str, float] = {}
-    for line in metrics:
-        spent.update(line["epsilon"])
+def _privacy(config: Config, ledgers: Mapping[str, Ledger]) -> dict[str, Any]:
+    """What the ledgers say: a round whose update was refused is spent all the same."""
     private = config.privacy.unit != "none"
+    delta = config.privacy.delta
+    events = {name: ledgers[name].entries() for name in sorted(ledgers) if private}
     return {
         "unit": config.privacy.unit,
         "delta": config.privacy.delta if private else None,
         "target_epsilon": config.privacy.target_epsilon if private else None,
         "l2_clip_norm": config.privacy.l2_clip_norm if private else None,
         "neighbouring": NEIGHBOURING if private else None,
-        "epsilon": {name: spent.get(name, 0.0) for name in sorted(config.data.clients)}
+        "epsilon": {n: epsilon_of([e.event for e in held], delta) for n, held in events.items()}
+        if private
+        else None,
+        "noise_multiplier": {
+            n: held[0].event.noise_multiplier for n, held in events.items() if held
+        }
         if private
         else None,
     }

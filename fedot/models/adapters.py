@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -221,8 +222,13 @@ def attach(
 
 
 def save_adapter(folder: Path, spec: AdapterSpec, state: Mapping[str, Tensor], base: str) -> None:
-    """Write an adapter directory; LoRA in PEFT's own format, loadable on the full model."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write an adapter directory; LoRA in PEFT's own format, loadable on the full model.
+
+    It is at `folder` whole, or what was there before still is.
+    """
+    final, folder = folder, folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     prefix = PEFT_PREFIX if spec.kind == "lora" else ""
     if spec.kind == "lora":
         _lora_config(spec, spec.targets, base).save_pretrained(str(folder))
@@ -230,6 +236,8 @@ def save_adapter(folder: Path, spec: AdapterSpec, state: Mapping[str, Tensor], b
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     text = json.dumps({"base_model": base, **spec.to_json()}, indent=1)
     (folder / SPEC_FILE).write_text(text + "\n", encoding="utf-8")
+    shutil.rmtree(final, ignore_errors=True)
+    folder.rename(final)
 
 
 def load_adapter(folder: Path) -> tuple[AdapterSpec, AdapterState]:

@@ -34,7 +34,7 @@ def tuned(model, data, learning_rates):
         report_on=data["choose_on"],
         learning_rates=learning_rates,
         **SETTINGS,
-    )
+    ).quality
 
 
 def test_a_model_with_something_to_learn_gets_better(any_model, data):
