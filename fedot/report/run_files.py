@@ -111,7 +111,11 @@ class Summary(Part):
     quality: dict[str, Quality | None] = {}
     recovery: Number = None
     plug_in_advantage: Number = None
+    plug_in_advantage_se: Number = None
     leak_margin: Number = None
+    leak_margin_se: Number = None
+    plug_in_gain: Number = None
+    plug_in_gain_se: Number = None
     general_gap: Number = None
     notes: dict[Text, Text] = {}
     privacy: Privacy

@@ -1,14 +1,12 @@
 """What a run's numbers mean, in sentences that a stranger understands.
 
 Design note: console and page say the same words, so they stand here once. A sentence claims no
-more than the files say: a difference within two standard errors is called no difference (the two
-errors taken as independent, which is careful, because both losses are of the same records), and a
-number that is missing is followed by the run's own reason.
+more than the files say: a difference within two of its standard errors (paired, over records) is
+called no difference, and a number that is missing is followed by the run's own reason.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -167,7 +165,7 @@ def _gain(summary: Summary) -> str:
     after = _number(summary, "plug_in")
     if before is None or after is None:
         return "how good the plugged-in model is could not be measured"
-    if not _differ(before, after):
+    if not _clear(summary.plug_in_gain, summary.plug_in_gain_se):
         return "the plugged-in model is no better than the untuned one"
     verb = "fell" if after.loss < before.loss else "rose"
     return f"the model's loss {verb} from {before.loss:.3f} to {after.loss:.3f} nats per token"
@@ -214,7 +212,7 @@ def _in_nats(
 def _advantage(summary: Summary, value: float) -> tuple[str, str]:
     if value <= 0:
         return "At or below zero: the closed model has been given away for this task.", ""
-    if not _clear(summary, value, "emulator_tuned", "plug_in"):
+    if not _clear(value, summary.plug_in_advantage_se):
         return "Within two standard errors: the closed model may add nothing to the emulator.", ""
     return (
         "What a data owner lacks who keeps the tuned emulator and leaves.",
@@ -223,7 +221,7 @@ def _advantage(summary: Summary, value: float) -> tuple[str, str]:
 
 
 def _leak(summary: Summary, value: float) -> tuple[str, str]:
-    if not _clear(summary, value, "emulator_tuned", "full_zero_shot"):
+    if not _clear(value, summary.leak_margin_se):
         return "About zero: the tuned emulator is as good as the closed model untuned.", ""
     if value < 0:
         return (
@@ -273,7 +271,7 @@ def _no_gain(summary: Summary) -> str:
     before, after = _number(summary, "full_zero_shot"), _number(summary, "plug_in")
     if before is None or after is None:
         return ""
-    if not _differ(before, after):
+    if not _clear(summary.plug_in_gain, summary.plug_in_gain_se):
         return "The plugged-in model cannot be told from the untuned one (two standard errors)."
     return "The plugged-in model is worse than the untuned one." if after.loss > before.loss else ""
 
@@ -282,14 +280,8 @@ def _number(summary: Summary, name: str) -> Quality | None:
     return summary.quality.get(name)
 
 
-def _differ(one: Quality, other: Quality) -> bool:
-    error = math.hypot(one.loss_se or 0, other.loss_se or 0)
-    return abs(one.loss - other.loss) > 2 * error
-
-
-def _clear(summary: Summary, value: float, one: str, other: str) -> bool:
-    """Whether a difference is more than two standard errors of what it was made from."""
-    first, second = _number(summary, one), _number(summary, other)
-    if first is None or second is None:
-        return True
-    return abs(value) > 2 * math.hypot(first.loss_se or 0, second.loss_se or 0)
+def _clear(difference: float | None, standard_error: float | None) -> bool:
+    """Whether a difference can be told from none; without its error it cannot."""
+    if difference is None or standard_error is None:
+        return False
+    return abs(difference) > 2 * standard_error

@@ -56,7 +56,11 @@ def a_summary(
         },
         "recovery": 0.82,
         "plug_in_advantage": 0.12,
+        "plug_in_advantage_se": 0.01,
         "leak_margin": -0.103,
+        "leak_margin_se": 0.012,
+        "plug_in_gain": 0.223,
+        "plug_in_gain_se": 0.01,
         "general_gap": 0.31,
         "notes": {"simulation": "all clients ran in one process"},
         "privacy": {

@@ -55,7 +55,13 @@ def test_a_difference_within_two_standard_errors_is_no_difference(make_summary):
     summary = make_summary(plug_in_advantage=0.02, leak_margin=-0.02)
     assert "Within two standard errors" in meanings(summary)["plug_in_advantage"]
     assert "About zero" in meanings(summary)["leak_margin"]
-    assert "cannot be told" in told(with_loss(summary, plug_in=2.90))
+    assert "cannot be told" in told(summary | {"plug_in_gain": 0.014})
+
+
+def test_a_paired_difference_is_told_though_the_losses_overlap(make_summary):
+    """Losses of the same records move together: their own errors say nothing of the difference."""
+    summary = with_loss(make_summary(plug_in_gain=0.014, plug_in_gain_se=0.002), plug_in=2.9)
+    assert "cannot be told" not in told(summary)
 
 
 def test_the_sign_of_the_leak_margin_decides_its_meaning(make_summary):
@@ -64,7 +70,7 @@ def test_the_sign_of_the_leak_margin_decides_its_meaning(make_summary):
 
 
 def test_a_worse_model_is_called_worse(make_summary):
-    summary = with_loss(make_summary(recovery=None), plug_in=3.1)
+    summary = with_loss(make_summary(recovery=None, plug_in_gain=-0.186), plug_in=3.1)
     assert "rose from 2.914 to 3.100" in headline(summary_from(summary))
     assert "worse than the untuned" in told(summary)
     assert "did not help" in meanings(summary | {"recovery": -0.7})["recovery"]
