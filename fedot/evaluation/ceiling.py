@@ -95,8 +95,9 @@ def full_fine_tuning(
                 best_loss, best_state = loss, adapter.state()
                 best_rate, best_epoch = learning_rate, epoch + 1
             if loss >= trial_loss:
+                if trial == len(learning_rates) - 1:
+                    progress("full fine-tuning (the ceiling)", total, total)
                 break
             trial_loss = loss
-    progress("full fine-tuning (the ceiling)", total, total)
     adapter.load(best_state)
     return Ceiling(measure(model, report_on, micro_batch_size, autocast), best_rate, best_epoch)
