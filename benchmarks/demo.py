@@ -16,7 +16,11 @@ from pathlib import Path
 
 from record import RESULTS, Row, mark, write
 
-from fedot.studies.demo import BY_UNIT, SETTINGS, run_demo
+from fedot.emulator.selection import kept_blocks
+from fedot.evaluation.quality import measure
+from fedot.federation.parts import load_parts
+from fedot.models.anatomy import anatomy_of, shallower
+from fedot.studies.demo import BY_UNIT, SETTINGS, demo_config, run_demo
 
 ARMS: dict[str, list[str]] = {
     "blocks, no DP": ["privacy.unit=none"],
@@ -87,6 +91,15 @@ def marks(rows: list[Row]) -> list[Row]:
     return found
 
 
+def drop_half_cost() -> float:
+    """What half of the middle is worth, in nats on the owner's held-out text, undistilled."""
+    parts = load_parts(demo_config())
+    assert parts.owner_held_out is not None
+    whole = measure(parts.model, parts.owner_held_out).loss
+    kept = kept_blocks(anatomy_of(parts.model).num_blocks, num_end_blocks=1, keep_ratio=0.5)
+    return measure(shallower(parts.model, kept), parts.owner_held_out).loss - whole
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
@@ -100,7 +113,8 @@ def main() -> None:
                 # Read again: another process may have measured another arm meanwhile.
                 rows = sorted([*measured(), row], key=lambda r: (r["arm"], r["seed"]))
                 write("demo", rows, marks(rows), ["torch", "transformers", "peft", "opacus"])
-    found = marks(measured())
+    found = [*marks(measured()), mark("drop half, nats", drop_half_cost(), "at_least", 0.25)]
+    write("demo", measured(), found, ["torch", "transformers", "peft", "opacus"])
     for one in found:
         print(f"{'holds' if one['holds'] else 'FAILS':6} {one['name']}: {one['value']:.3f}")
     sys.exit(0 if all(one["holds"] for one in found) else 1)
