@@ -23,7 +23,7 @@ SETTINGS: dict[str, Any] = {
     "emulator": {"keep_ratio": 0.75, "distill_steps": 300, "learning_rate": 1e-2},
     "evaluation": {
         "ceiling_learning_rates": [3e-3, 6e-3],
-        "ceiling_epochs": 3,
+        "ceiling_epochs": 6,
         "max_records": 400,
     },
 }
