@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
@@ -61,6 +62,8 @@ def _run() -> int:
     except OSError as error:
         what = error.filename or "a file"
         console.error(f"cannot read or write {what}: {error.strerror or error}.")
+    except sqlite3.OperationalError as error:
+        console.error(f"the run's journal cannot be written: {error}. Free some space; --resume.")
     except Exception as error:
         if os.environ.get("FEDOT_DEBUG"):
             raise

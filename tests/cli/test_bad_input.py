@@ -175,3 +175,15 @@ def test_ctrl_c_in_a_round_keeps_what_was_done_and_resumes(
     resumed = fedot("simulate", config, "--out", out, "--resume", *slow, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 41
+
+
+def test_learned_positions_under_dp_are_refused_before_anything_is_built(
+    fedot: Fedot, config: Path, tmp_path: Path, tiny_tokenizer: Any, tiny_gpt2: Any
+) -> None:
+    tiny_gpt2.save_pretrained(tmp_path / "gpt2")
+    tiny_tokenizer.save_pretrained(tmp_path / "gpt2")
+    changes = ("emulator=none", "adapter.kind=full", "privacy.unit=example")
+    settings = [part for one in changes for part in ("--set", one)]
+    model = ("--set", f"model.path={tmp_path / 'gpt2'}")
+    done = fedot("simulate", config, "--out", tmp_path / "run", *model, *settings, cwd=tmp_path)
+    check_refused(done, "wpe", "unit=none", nothing_at=tmp_path / "run")

@@ -232,3 +232,35 @@ def test_round_without_updates_ends_the_run_with_the_reason(
     monkeypatch.setattr(local, "run_round", refuse)
     with pytest.raises(ProtocolError, match="nothing left"):
         simulate(config_from_dict(tiny_config), out)
+
+
+def test_data_that_changed_between_stop_and_resume_is_refused(
+    tiny_config: dict[str, Any], out: Path
+) -> None:
+    config = config_from_dict(tiny_config)
+    simulate(config, out)
+    victim = Path(tiny_config["data"]["clients"]["client-1"])
+    victim.write_text(victim.read_text() + '{"text": "one record more"}\n')
+    with pytest.raises(ConfigError, match=r"client-1\.jsonl has changed"):
+        simulate(config, out, resume=True)
+
+
+def test_lines_lost_by_a_kill_come_back(tiny_config: dict[str, Any], out: Path) -> None:
+    config = config_from_dict(tiny_config)
+    simulate(config, out)
+    whole = (out / "metrics.jsonl").read_text()
+    (out / "metrics.jsonl").unlink()
+    simulate(config, out, resume=True)
+    assert (out / "metrics.jsonl").read_text() == whole
+
+
+def test_dp_training_that_diverged_is_charged_once_and_never_repeated(
+    tiny_config: dict[str, Any], out: Path
+) -> None:
+    config = config_with(tiny_config, "privacy.unit=example", "training.learning_rate=1e30")
+    summary = simulate(config, out)
+    assert summary["failures"] == 0
+    for name, spent in summary["privacy"]["epsilon"].items():
+        lines = (out / "sites" / name / "ledger.jsonl").read_text().splitlines()
+        assert len(lines) == 4, "two reservations and two charges"
+        assert 7 < spent <= 8
