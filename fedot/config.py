@@ -123,6 +123,13 @@ class TrainingConfig(Section):
         0.1, ge=0, le=1, description="last round's learning rate over the first one's (cosine)"
     )
     weight_decay: float = Field(0.0, ge=0, description="of AdamW, on what trains")
+    join_noise: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="noise on what the top blocks get, over its root mean square: about the "
+        "emulator's distance from the full middle, so that adapters do not lean on its errors",
+    )
 
 
 class PrivacyConfig(Section):

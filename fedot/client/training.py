@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedot.client.join_noise import from_noise_source, join_noise, seeded
 from fedot.data.tokenize import Sequences
 from fedot.models.adapters import Adapter
 from fedot.privacy.dp_sgd import PrivateOptimizer, per_example_gradients, private_step
@@ -29,6 +30,7 @@ class TrainingSettings:
     micro_batch_size: int
     learning_rate: float
     weight_decay: float = 0.0
+    join_noise: float = 0.0
     autocast: bool = False
     """Compute in bfloat16 while parameters stay float32."""
 
@@ -61,16 +63,16 @@ def train(
     """Train in place without privacy: shuffled batches, seeded order."""
     optimizer = _adamw(adapter, settings)
     adapter.model.train()
-    for _, rows in zip(
-        range(settings.num_steps), _shuffled(len(records), settings.batch_size, rng), strict=False
-    ):
-        for part in rows.split(settings.micro_batch_size):
-            with _autocast(adapter.model, settings):
-                losses = sequence_losses(adapter.model, records.take(part))
-            (losses.sum() / len(rows)).backward()
-        nn.utils.clip_grad_norm_(adapter.parameters.values(), max_norm=1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    batches = _shuffled(len(records), settings.batch_size, rng)
+    with join_noise(adapter, settings.join_noise, seeded(rng)):
+        for _, rows in zip(range(settings.num_steps), batches, strict=False):
+            for part in rows.split(settings.micro_batch_size):
+                with _autocast(adapter.model, settings):
+                    losses = sequence_losses(adapter.model, records.take(part))
+                (losses.sum() / len(rows)).backward()
+            nn.utils.clip_grad_norm_(adapter.parameters.values(), max_norm=1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
     adapter.model.eval()
 
 
@@ -99,7 +101,8 @@ def train_privately(
         with _autocast(adapter.model, settings):
             return sequence_losses(adapter.model, records.take(part)).sum()
 
-    with per_example_gradients(adapter.model):
+    top_noise = join_noise(adapter, settings.join_noise, from_noise_source(noise))
+    with per_example_gradients(adapter.model), top_noise:
         for _ in range(settings.num_steps):
             rows = torch.from_numpy(poisson_batch(len(records), private.sampling_prob, noise))
             parts = rows.split(settings.micro_batch_size) if len(rows) else ()
