@@ -25,7 +25,7 @@ from fedot.compression.codec import decode, encode, spec_of
 from fedot.config import PrivacyConfig, TrainingConfig
 from fedot.data.tokenize import Sequences
 from fedot.errors import BudgetError, ProtocolError
-from fedot.journal import make_folder_durably, write_durably
+from fedot.journal import make_folder_durably, sync_folder, write_durably
 from fedot.messages import ClientInfo, ClientResult, RoundTask, digest_of
 from fedot.models.adapters import Adapter
 from fedot.privacy.accounting import SampledGaussian, calibrate_noise
@@ -249,6 +249,8 @@ def _stored(site: Site, task: RoundTask) -> tuple[bytes, dict[str, int]] | None:
     path = _update_path(site, task)
     if not path.exists():
         return None
+    # Whoever stored it may have been killed before the folder was synced.
+    sync_folder(path.parent)
     return path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
 
 
