@@ -95,7 +95,7 @@ class World:
     def live(self) -> None:
         """Do round after round until killed."""
         self.mark("start")
-        if self.plant == "forget":
+        if self.plant == "forget" and self.stored(self.next_round()) is None:
             self.site.ledger.path.unlink(missing_ok=True)
         self.watch(Ledger, "reserve", "reserve", "train")
         self.watch(Ledger, "charge", "charge", "charge")
