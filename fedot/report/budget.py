@@ -15,7 +15,7 @@ _NAME_LENGTH = 18
 SPENT_COLUMNS = (
     ("data set", _NAME_LENGTH),
     ("rounds", 8),
-    ("epsilon", 8),
+    ("epsilon", 7),
     ("RDP", 7),
     ("delta", 6),
     ("what remains", None),
@@ -42,7 +42,8 @@ def spent_text() -> str:
     """What the columns mean."""
     return (
         f"Epsilon is an upper bound (PLD); data sets differ by: {NEIGHBOURING}. RDP is looser.\n"
-        "Rounds: charged + reserved. Those began and have no update yet; they count as spent."
+        "Rounds: charged + reserved. Those began and have no update yet; they count as spent.\n"
+        "What remains: rounds like the last one."
     )
 
 
@@ -77,5 +78,4 @@ def _rdp(epsilon: float | None) -> str:
 def _remaining(spent: Spent) -> str:
     if spent.limit is None or spent.rounds_left is None:
         return "no limit known: --policy"
-    rounds = counted(spent.rounds_left, "round")
-    return f"{rounds} like the last ({spent.limit_from} {spent.limit:g})"
+    return f"{spent.rounds_left} rounds ({spent.limit_from} {spent.limit:g})"
