@@ -78,6 +78,13 @@ def test_unreadable_policy_is_refused(tmp_path: Path, content: str | None) -> No
         load_policy(path)
 
 
+def test_policy_in_the_docs_is_one(tmp_path: Path) -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "privacy.md").read_text(encoding="utf-8")
+    path = tmp_path / "policy.yaml"
+    path.write_text(docs.split("```yaml\n")[1].split("```")[0])
+    assert load_policy(path).max_epsilon == 8
+
+
 def test_metrics_stay_at_home_unless_the_policy_says_otherwise() -> None:
     assert not policy().metrics_may_leave
 
