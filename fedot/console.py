@@ -9,7 +9,7 @@ without anything that could move the cursor.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from time import monotonic
@@ -120,6 +120,15 @@ class Console:
         """What a run would cost, for `--dry-run`."""
         table = _new_table(("estimate", 21), ("value", 17), ("what it is", None))
         for row in _estimate_rows(cost):
+            _add(table, *row)
+        self._out.print(table, width=min(self._out.width, _WIDEST))
+
+    def table(
+        self, columns: Sequence[tuple[str, int | None]], rows: Iterable[Sequence[str]]
+    ) -> None:
+        """A plain table; a column of width None takes the room that is left."""
+        table = _new_table(*columns)
+        for row in rows:
             _add(table, *row)
         self._out.print(table, width=min(self._out.width, _WIDEST))
 

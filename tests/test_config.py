@@ -279,3 +279,8 @@ def test_saved_config_states_every_key():
     for key in all_keys():
         section, _, last = key.rpartition(".")
         assert last in (saved[section] if section else saved), key
+
+
+def test_cap_below_the_expected_batch_is_refused():
+    words = refusal("training.batch_size=32", "training.max_batch_size=31")
+    assert "at least batch_size, 32" in words

@@ -43,6 +43,7 @@ FLOORS = {
     "compression": 1,
     "privacy": 1,
     "config": 0,
+    "config_errors": 0,
     "config_text": 0,
     "errors": 0,
     "messages": 0,

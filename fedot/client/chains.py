@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedot.compression.codec import Chain, Step, plan
 from fedot.config import PayloadConfig
 
-__all__ = ["state_chain", "update_chain"]
+__all__ = ["operators_of", "state_chain", "update_chain"]
 
 
 def update_chain(payload: PayloadConfig) -> Chain:
@@ -14,6 +14,11 @@ def update_chain(payload: PayloadConfig) -> Chain:
     if payload.update == "int8":
         params = {"block": payload.block, "min_step": payload.min_step}
     return plan(Step(payload.update, params), *_deflate(payload.deflate_level))
+
+
+def operators_of(payload: PayloadConfig) -> str:
+    """An update's chain as a policy names it: operators without their parameters."""
+    return "+".join(step.name for step in update_chain(payload))
 
 
 def state_chain(payload: PayloadConfig) -> Chain:

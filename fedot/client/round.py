@@ -7,30 +7,34 @@ happens; the round is never trained twice.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fedot.client.chains import state_chain, update_chain
+from fedot.client.chains import operators_of, state_chain, update_chain
 from fedot.client.training import PrivateSettings, TrainingSettings, train, train_privately
 from fedot.compression.codec import decode, encode, spec_of
 from fedot.config import PrivacyConfig, TrainingConfig
 from fedot.data.tokenize import Sequences
-from fedot.errors import ProtocolError
-from fedot.journal import write_durably
+from fedot.errors import BudgetError, ProtocolError
+from fedot.journal import make_folder_durably, sync_folder, write_durably
 from fedot.messages import ClientInfo, ClientResult, RoundTask, digest_of
 from fedot.models.adapters import Adapter
 from fedot.privacy.accounting import SampledGaussian, calibrate_noise
 from fedot.privacy.ledger import Ledger
 from fedot.privacy.noise import NoiseSource
+from fedot.privacy.policy import Policy, Request, refuse_unless_allowed
 from fedot.seeds import derive_seed
 
-__all__ = ["Site", "privacy_event", "round_event", "run_round"]
+__all__ = ["Site", "check_policy", "privacy_event", "round_event", "run_round"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,16 +50,26 @@ class Site:
         info: name and data set id.
         records: what it trains on; never leaves.
         folder: its ledger and stored updates.
+        policy: the data owner's terms; None trusts every task.
     """
 
     info: ClientInfo
     records: Sequences
     folder: Path
+    policy: Policy | None = None
 
     @property
     def ledger(self) -> Ledger:
         """What this site has spent."""
         return Ledger(self.folder / "ledger.jsonl")
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other process or thread is at work at this site."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
 
 def run_round(
@@ -75,21 +89,29 @@ def run_round(
         make_noise: a fresh source per round; anything but the default is for tests.
 
     Raises:
-        BudgetError: the data set's budget does not allow the round; nothing was trained.
-        ProtocolError: training without DP diverged; nothing was stored.
+        BudgetError: the data set's budget or policy does not allow the round; nothing was trained.
+        ConfigError: the policy does not allow the adapter or the chain; nothing was trained.
+        ProtocolError: training without DP diverged, nothing was stored; or the round's update was
+            charged and is gone.
         WireError: the state that the server sent is not this adapter's.
     """
+    with site.alone():
+        return _round(site, adapter, task, autocast, make_noise)
+
+
+def _round(
+    site: Site,
+    adapter: Adapter,
+    task: RoundTask,
+    autocast: bool,
+    make_noise: Callable[[], NoiseSource],
+) -> ClientResult:
     event = privacy_event(site, task)
+    check_policy(site, task, adapter.spec.kind)
     stored = _stored(site, task)
     if stored is None:
         if event is not None:
-            site.ledger.reserve(
-                task.task_id,
-                site.info.dataset_id,
-                event,
-                task.privacy.target_epsilon,
-                task.privacy.delta,
-            )
+            _reserve(site, task, event)
         update = _trained_update(site, adapter, task, event, autocast, make_noise)
         stored = _store(site, task, update)
     payload, bytes_after = stored
@@ -106,6 +128,51 @@ def run_round(
         bytes_after=bytes_after,
         received_bytes=len(task.state),
     )
+
+
+def check_policy(site: Site, task: RoundTask, adapter: str) -> None:
+    """Refuse a task that the site's policy does not allow, before anything is done for it.
+
+    Args:
+        site: whose policy and ledger; without a policy every task passes.
+        task: any round of a run; its other planned rounds must fit as well.
+        adapter: kind of what trains.
+
+    Raises:
+        ConfigError: the adapter or the chain is not allowed.
+        BudgetError: DP is demanded, or the budget is too small; says what would fit.
+    """
+    if site.policy is None:
+        return
+    entries = site.ledger.entries()
+    done = {e.key for e in entries if e.key.rpartition("/")[0] == task.run_id} - {task.task_id}
+    planned = task.planned_rounds[site.info.name]
+    if len(done) >= planned:
+        raise BudgetError(
+            f"run {task.run_id} was planned for {planned} rounds at {site.info.name}, and as many "
+            "are reserved. Nothing was trained; start another run."
+        )
+    request = Request(
+        key=task.task_id,
+        adapter=adapter,
+        chain=operators_of(task.payload),
+        event=privacy_event(site, task),
+        num_rounds=planned - len(done),
+    )
+    refuse_unless_allowed(site.policy, request, entries)
+
+
+def _reserve(site: Site, task: RoundTask, event: SampledGaussian) -> None:
+    """Hold the round's cost; the policy's limit, over all runs, goes before the task's."""
+    limit, delta = task.privacy.target_epsilon, task.privacy.delta
+    if site.policy is not None:
+        limit, delta = site.policy.max_epsilon or math.inf, site.policy.delta
+    entry = site.ledger.reserve(task.task_id, site.info.dataset_id, event, limit, delta)
+    if entry.digest is not None:
+        raise ProtocolError(
+            f"{task.task_id} was charged for an update that {site.info.name} no longer has; "
+            "training again would be a second release. Start another run."
+        )
 
 
 def privacy_event(site: Site, task: RoundTask) -> SampledGaussian | None:
@@ -125,11 +192,13 @@ def round_event(
         BudgetError: no noise is enough.
     """
     sampling_prob = min(1.0, training.batch_size / num_records)
-    steps = training.steps_per_round
+    steps, cap = training.steps_per_round, training.max_batch_size
+    # A batch can never have more records than there are.
+    capped = (cap, num_records) if cap is not None and cap < num_records else (None, None)
     noise_multiplier = calibrate_noise(
-        sampling_prob, steps * planned_rounds, privacy.target_epsilon, privacy.delta
+        sampling_prob, steps * planned_rounds, privacy.target_epsilon, privacy.delta, *capped
     )
-    return SampledGaussian(sampling_prob, noise_multiplier, steps)
+    return SampledGaussian(sampling_prob, noise_multiplier, steps, *capped)
 
 
 def _trained_update(
@@ -181,6 +250,8 @@ def _stored(site: Site, task: RoundTask) -> tuple[bytes, dict[str, int]] | None:
     path = _update_path(site, task)
     if not path.exists():
         return None
+    # Whoever stored it may have been killed before the folder was synced.
+    sync_folder(path.parent)
     return path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
 
 
@@ -190,7 +261,7 @@ def _store(
     """Encode and keep; older rounds' updates were sent long ago and go."""
     encoded = encode(update, update_chain(task.payload))
     path = _update_path(site, task)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder_durably(path.parent)
     for old in path.parent.iterdir():
         old.unlink()
     # The payload comes last: while it is missing, nothing counts as stored.

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 import torch
 
 from fedot.client.chains import state_chain, update_chain
+from fedot.client.round import round_event
 from fedot.client.training import sequence_losses
 from fedot.compression.codec import encode
 from fedot.config import Config, EmulatorConfig
+from fedot.federation.budget import check_budget
 from fedot.federation.cohort import draw_cohorts, planned_rounds
 from fedot.federation.parts import Parts, load_parts
 from fedot.models.adapters import attach
 from fedot.models.anatomy import anatomy_of, shallower
-from fedot.privacy.accounting import SampledGaussian, calibrate_noise, epsilon_of
+from fedot.privacy.accounting import epsilon_of
 from fedot.seeds import derive_seed
 
 __all__ = ["Estimate", "estimate"]
@@ -62,9 +64,10 @@ def estimate(config: Config) -> Estimate:
     """Load what a run would load, time a little of it, and work out the rest.
 
     Raises:
-        ConfigError: the run itself would be refused.
+        ConfigError, BudgetError: the run itself would be refused.
     """
     parts = load_parts(config)
+    check_budget(config, parts)
     per_token = _seconds_per_token(parts)
     emulator = shallower(parts.model, parts.kept)
     width = {p.element_size() for p in parts.model.parameters()}.pop()
@@ -162,9 +165,7 @@ def _privacy(
     for name, records in parts.train.items():
         if name not in planned:
             continue
-        prob = min(1.0, config.training.batch_size / len(records))
-        steps = planned[name] * config.training.steps_per_round
-        target, delta = config.privacy.target_epsilon, config.privacy.delta
-        noise[name] = calibrate_noise(prob, steps, target, delta)
-        epsilon[name] = epsilon_of([SampledGaussian(prob, noise[name], steps)], delta)
+        event = round_event(config.training, config.privacy, len(records), planned[name])
+        noise[name] = event.noise_multiplier
+        epsilon[name] = epsilon_of([event] * planned[name], config.privacy.delta)
     return epsilon, noise

@@ -18,6 +18,7 @@ from fedot.emulator.selection import kept_blocks
 from fedot.errors import ConfigError
 from fedot.models.adapters import AdapterSpec, blocks_of, linear_names
 from fedot.models.anatomy import anatomy_of, load_model, load_tokenizer, pick_device
+from fedot.privacy.policy import Policy, load_policy
 from fedot.seeds import derive_seed
 
 __all__ = ["Parts", "load_parts", "pooled"]
@@ -39,6 +40,7 @@ class Parts:
         owner_train: windows of the owner's text, to distil with; None without owner text.
         owner_held_out: windows to measure the general gap on.
         proxy: the owner's stand-in for the task; None without one.
+        policies: client name -> its data owner's policy, for those that have one.
     """
 
     model: PreTrainedModel
@@ -52,6 +54,7 @@ class Parts:
     owner_train: Sequences | None
     owner_held_out: Sequences | None
     proxy: Sequences | None
+    policies: dict[str, Policy]
 
 
 def load_parts(config: Config) -> Parts:
@@ -81,7 +84,8 @@ def load_parts(config: Config) -> Parts:
         alpha=config.adapter.alpha,
         targets=linear_names(model, blocks) if lora else (),
     )
-    train, choose, report = _client_records(config, tokenizer)
+    policies = _policies(config.data)
+    train, choose, report = _client_records(config, tokenizer, policies)
     owner_train, owner_held_out, proxy = _owner_records(config, tokenizer)
     return Parts(
         model=model,
@@ -95,6 +99,7 @@ def load_parts(config: Config) -> Parts:
         owner_train=owner_train,
         owner_held_out=owner_held_out,
         proxy=proxy,
+        policies=policies,
     )
 
 
@@ -108,8 +113,22 @@ def pooled(parts: list[Sequences]) -> Sequences:
     )
 
 
+def _policies(data: DataConfig) -> dict[str, Policy]:
+    """Every client's policy; a data set has one budget, so one client of a run may spend it."""
+    policies = {name: load_policy(Path(path)) for name, path in sorted(data.policies.items())}
+    owners: dict[str, str] = {}
+    for name, policy in policies.items():
+        first = owners.setdefault(policy.dataset_id, name)
+        if first != name:
+            raise ConfigError(
+                f"the policies of {first} and {name} both name data set {policy.dataset_id}; in a "
+                "run it may be at one client only. Give each data set an id of its own."
+            )
+    return policies
+
+
 def _client_records(
-    config: Config, tokenizer: PreTrainedTokenizerBase
+    config: Config, tokenizer: PreTrainedTokenizerBase, policies: dict[str, Policy]
 ) -> tuple[dict[str, Sequences], Sequences, Sequences]:
     data = config.data
     train, choose, report = {}, [], []
@@ -120,8 +139,15 @@ def _client_records(
             records, data.held_out_ratio, derive_seed(config.seed, "split", name), name
         )
         train[name] = _sequences(split.train, tokenizer, data, name)
+        if name in policies and not policies[name].metrics_may_leave:
+            continue
         choose.append(_sequences(split.choose[:most], tokenizer, data, name))
         report.append(_sequences(split.report[:most], tokenizer, data, name))
+    if not choose:
+        raise ConfigError(
+            "no client's policy lets metrics leave, so nothing can be measured. A simulation needs "
+            "held-out records of one client at least: set metrics_may_leave: true in a policy."
+        )
     if not sum(map(len, choose)) or not sum(map(len, report)):
         raise ConfigError(
             f"data.held_out_ratio {data.held_out_ratio:g} leaves no record to choose or to report "

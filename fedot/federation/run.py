@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from fedot.client.chains import state_chain
-from fedot.client.round import Site, round_event
+from fedot.client.round import Site
 from fedot.compression.codec import encode, spec_of
 from fedot.config import Config, EmulatorConfig
 from fedot.data.tokenize import Sequences
@@ -23,6 +23,7 @@ from fedot.engines.local import LocalEngine
 from fedot.evaluation.ceiling import full_fine_tuning
 from fedot.evaluation.quality import Quality, measure
 from fedot.federation.assess import FIVE, kept_quality
+from fedot.federation.budget import check_budget
 from fedot.federation.cohort import draw_cohorts, planned_rounds
 from fedot.federation.folder import RunFolder, check_out, open_run
 from fedot.federation.parts import Parts, load_parts, pooled
@@ -84,7 +85,7 @@ def simulate(
     """
     check_out(config, out, resume)
     parts = load_parts(config)
-    _check_budget(config, parts)
+    check_budget(config, parts)
     with open_run(config, out, resume) as run:
         zero = _timed(run, "evaluation", lambda: _zero_shot(run, parts, progress))
         bundle = _timed(run, "emulator", lambda: _build_bundle(config, parts, run, progress))
@@ -106,17 +107,6 @@ def simulate(
             summary["notes"]["noise"] = "privacy noise came from the caller: no epsilon is claimed."
         run.write_json("summary.json", summary)
         return summary
-
-
-def _check_budget(config: Config, parts: Parts) -> None:
-    """Refuse a budget that no noise meets before anything is built for it."""
-    if config.privacy.unit == "none":
-        return
-    size, rounds = config.federation.cohort_size, config.federation.rounds
-    planned = planned_rounds(draw_cohorts(config.seed, rounds, list(parts.train), size))
-    for name, records in parts.train.items():
-        if name in planned:
-            round_event(config.training, config.privacy, len(records), planned[name])
 
 
 def _zero_shot(run: RunFolder, parts: Parts, progress: Progress) -> Quality:
@@ -326,10 +316,12 @@ def _best_round(config: Config, metrics: Sequence[dict[str, Any]]) -> int:
 
 
 def _sites(parts: Parts, run: RunFolder) -> list[Site]:
-    return [
-        Site(ClientInfo(name, dataset_id=name), records, run.path / "sites" / name)
-        for name, records in parts.train.items()
-    ]
+    sites = []
+    for name, records in parts.train.items():
+        policy = parts.policies.get(name)
+        info = ClientInfo(name, dataset_id=policy.dataset_id if policy else name)
+        sites.append(Site(info, records, run.path / "sites" / name, policy))
+    return sites
 
 
 def _learning_rate(config: Config, round: int) -> float:

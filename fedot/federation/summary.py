@@ -14,7 +14,7 @@ from fedot.evaluation.quality import Quality
 from fedot.federation.assess import summaries, verdict
 from fedot.federation.parts import Parts
 from fedot.journal import Journal
-from fedot.privacy.accounting import NEIGHBOURING, epsilon_of
+from fedot.privacy.accounting import NEIGHBOURING, epsilon_of, rdp_epsilon_of
 from fedot.privacy.ledger import Ledger
 
 __all__ = ["summarize"]
@@ -39,6 +39,12 @@ def summarize(
     metrics = [line for line in journal.metrics() if line["round"] > 0]
     best = journal.fact("best_round")
     notes.update(_privacy_notes(config, best))
+    silent = [name for name, policy in parts.policies.items() if not policy.metrics_may_leave]
+    if silent:
+        notes["measured"] = (
+            f"held-out records of {', '.join(silent)} are in no loss: their policies keep metrics "
+            "at home."
+        )
     ceiling = journal.fact("ceiling")
     if ceiling and ceiling["epoch"] == config.evaluation.ceiling_epochs:
         notes["full_tuned"] = (
@@ -87,6 +93,11 @@ def _privacy(config: Config, ledgers: Mapping[str, Ledger]) -> dict[str, Any]:
         "l2_clip_norm": config.privacy.l2_clip_norm if private else None,
         "neighbouring": NEIGHBOURING if private else None,
         "epsilon": {n: epsilon_of([e.event for e in held], delta) for n, held in events.items()}
+        if private
+        else None,
+        "epsilon_rdp": {
+            n: rdp_epsilon_of([e.event for e in held], delta) for n, held in events.items()
+        }
         if private
         else None,
         "noise_multiplier": {
