@@ -87,23 +87,24 @@ def train_privately(
         `settings.num_steps` steps of the Poisson-sampled Gaussian mechanism with q =
         `private.sampling_prob` and z = `private.noise_multiplier`.
     """
-    optimizer = PrivateOptimizer(
-        _adamw(adapter, settings),
-        l2_clip_norm=private.l2_clip_norm,
-        noise_multiplier=private.noise_multiplier,
-        expected_batch_size=private.sampling_prob * len(records),
-        noise=noise,
-    )
 
-    def loss_of(part: Tensor) -> Tensor:
+    def losses_of(part: Tensor) -> Tensor:
         with _autocast(adapter.model, settings):
-            return sequence_losses(adapter.model, records.take(part)).sum()
+            return sequence_losses(adapter.model, records.take(part))
 
-    with per_example_gradients(adapter.model):
+    with per_example_gradients(adapter.model) as gradients:
+        optimizer = PrivateOptimizer(
+            _adamw(adapter, settings),
+            gradients,
+            l2_clip_norm=private.l2_clip_norm,
+            noise_multiplier=private.noise_multiplier,
+            expected_batch_size=private.sampling_prob * len(records),
+            noise=noise,
+        )
         for _ in range(settings.num_steps):
             rows = torch.from_numpy(poisson_batch(len(records), private.sampling_prob, noise))
             parts = rows.split(settings.micro_batch_size) if len(rows) else ()
-            micro_batches: list[Callable[[], Tensor]] = [partial(loss_of, part) for part in parts]
+            micro_batches: list[Callable[[], Tensor]] = [partial(losses_of, part) for part in parts]
             private_step(optimizer, micro_batches)
 
 
