@@ -15,8 +15,8 @@ from fedot.privacy.per_sample import PerExampleGradients
 
 __all__ = ["Bounded", "add_noise", "clip_factors", "clipped_sum"]
 
-# Values noised at once: the float64 numbers of a large adapter are never in memory all together.
-_CHUNK = 2**20
+# Values noised at once: in the processor's cache, or worth a transfer to the device.
+_CHUNK, _DEVICE_CHUNK = 2**18, 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,8 @@ def add_noise(bounded: Bounded, noise_multiplier: float, noise: NoiseSource) -> 
     """
     noise_stddev = noise_multiplier * bounded.sensitivity
     noisy = torch.empty_like(bounded.value)
-    for start in range(0, noisy.numel(), _CHUNK):
-        part = bounded.value[start : start + _CHUNK]
+    chunk = _CHUNK if noisy.device.type == "cpu" else _DEVICE_CHUNK
+    for part, target in zip(bounded.value.split(chunk), noisy.split(chunk), strict=True):
         drawn = torch.from_numpy(noise.normal(part.numel())).to(part.device)
-        noisy[start : start + _CHUNK] = drawn.mul_(noise_stddev).add_(part)
+        target.copy_(drawn.mul_(noise_stddev).add_(part))
     return noisy

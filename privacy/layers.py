@@ -53,11 +53,15 @@ class Outer:
         else:
             slot.baddbmm_(self.left.transpose(1, 2), self.right)
 
-    def add_weighted_sum(self, weights: Tensor, into: Tensor) -> None:
-        """Add the sum over examples of weight times gradient to `into`, (M, N)."""
+    def write_weighted_sum(self, weights: Tensor, into: Tensor, is_first: bool) -> None:
+        """Write the sum over examples of weight times gradient to `into`, (M, N), or add it."""
         right = (self.right * weights[:, None, None]).flatten(end_dim=1)
         if self.is_one_hot:
+            if is_first:
+                into.zero_()
             into.index_add_(0, self.left.flatten(), right)
+        elif is_first:
+            torch.mm(self.left.flatten(end_dim=1).t(), right, out=into)
         else:
             into.addmm_(self.left.flatten(end_dim=1).t(), right)
 

@@ -123,7 +123,7 @@ class PerExampleGradients(AbstractGradSampleHooks):  # type: ignore[misc]  # Opa
 
     def zeros(self) -> Tensor:
         """The sum over no rows at all, shape (P,)."""
-        return self._rows.zeros()
+        return self._rows.empty().zero_()
 
     def clear(self) -> None:
         """Forget the last backward pass."""

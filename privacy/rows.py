@@ -18,9 +18,10 @@ from fedot.privacy.layers import Outer
 
 __all__ = ["Rows"]
 
-# Parameters of at most so many values share one buffer. A larger one has its own, which exists
-# only from the moment in the backward pass at which its layer's activations can go.
-_SMALL = 2**16
+# Vectors and matrices that are thin (LoRA) or small share one buffer, which is kept from step to
+# step. A larger one has its own, which exists only from the moment in the backward pass at which
+# its layer's activations can go.
+_THIN, _SMALL = 128, 2**14
 # Forming M * N values a row is worth it up to so many times the T * (M + N) values of the factors.
 _WORTH_FORMING = 1.0
 
@@ -31,7 +32,28 @@ class _Buffer:
 
     start: int
     size: int
-    formed: Tensor | None = None
+    is_kept: bool
+    memory: Tensor | None = None
+    num_rows: int = 0
+
+    @property
+    def formed(self) -> Tensor | None:
+        """(B, size), if anything has been written in this backward pass."""
+        return None if self.memory is None or not self.num_rows else self.memory[: self.num_rows]
+
+    def open(self, like: Tensor) -> Tensor:
+        """Room for as many rows as `like` has; what is in it is undefined at first."""
+        if not self.num_rows:
+            self.num_rows = len(like)
+            if self.memory is None or len(self.memory) < len(like):
+                self.memory = like.new_empty(len(like), self.size)
+        assert self.memory is not None
+        return self.memory[: self.num_rows]
+
+    def clear(self) -> None:
+        self.num_rows = 0
+        if not self.is_kept:
+            self.memory = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +77,15 @@ class Rows:
     """Collects what one backward pass finds, parameter by parameter, in any order."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]):
-        small = [p for p in parameters if p.numel() <= _SMALL]
-        large = [p for p in parameters if p.numel() > _SMALL]
+        small = [p for p in parameters if _is_small(p)]
+        large = [p for p in parameters if not _is_small(p)]
         self._like = parameters[0]
         self._places: dict[int, _Place] = {}
         self._buffers: list[_Buffer] = []
         for together in filter(None, [small, *([p] for p in large)]):
             start = sum(b.size for b in self._buffers)
-            self._buffers.append(_Buffer(start, sum(p.numel() for p in together)))
+            size = sum(p.numel() for p in together)
+            self._buffers.append(_Buffer(start, size, is_kept=together is small))
             offset = 0
             for parameter in together:
                 place = _Place(self._buffers[-1], offset, parameter.shape)
@@ -103,7 +126,7 @@ class Rows:
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """Sum over rows of weight times gradient, shape (P,)."""
-        total = self.zeros()
+        total = self.empty()
         for buffer in self._buffers:
             if buffer.formed is not None:
                 part = total[buffer.start : buffer.start + buffer.size]
@@ -111,8 +134,8 @@ class Rows:
         for key, outers in self._outers.items():
             place = self._places[key]
             part = total[place.start : place.start + place.size].view(place.shape)
-            for outer in outers:
-                outer.add_weighted_sum(weights, part)
+            for number, outer in enumerate(outers):
+                outer.write_weighted_sum(weights, part, is_first=number == 0)
         return total
 
     def erase(self, rows: Tensor) -> None:
@@ -124,11 +147,11 @@ class Rows:
         for key, outers in self._outers.items():
             self._outers[key] = [outer.without(rows) for outer in outers]
 
-    def zeros(self) -> Tensor:
-        """Of shape (P,)."""
+    def empty(self) -> Tensor:
+        """P values, undefined."""
         size = sum(buffer.size for buffer in self._buffers)
         dtype = torch.promote_types(self._like.dtype, torch.float32)
-        return torch.zeros(size, dtype=dtype, device=self._like.device)
+        return torch.empty(size, dtype=dtype, device=self._like.device)
 
     def split(self, values: Tensor) -> list[Tensor]:
         """Views on P values in the parameters' shapes and order."""
@@ -139,22 +162,23 @@ class Rows:
         self._seen.clear()
         self._outers.clear()
         for buffer in self._buffers:
-            buffer.formed = None
+            buffer.clear()
 
     def _formed(self) -> list[Tensor]:
         return [b.formed for b in self._buffers if b.formed is not None]
 
     def _slot(self, place: _Place, like: Tensor) -> Tensor:
         """A parameter's part of its buffer, (B, *shape); the buffer is made when first needed."""
-        buffer = place.buffer
-        if buffer.formed is None:
-            buffer.formed = like.new_empty(len(like), buffer.size)
-        flat = buffer.formed[:, place.offset : place.offset + place.size]
+        flat = place.buffer.open(like)[:, place.offset : place.offset + place.size]
         return flat.view(len(flat), *place.shape)
 
 
+def _is_small(parameter: nn.Parameter) -> bool:
+    return parameter.dim() < 2 or min(parameter.shape) <= _THIN or parameter.numel() <= _SMALL
+
+
 def _stays_outer(gradient: Outer, place: _Place) -> bool:
-    if place.size <= _SMALL:
+    if place.buffer.is_kept:
         return False
     num_tokens, width = gradient.right.shape[1:]
     factors = num_tokens * (place.size // width + width)
