@@ -101,7 +101,7 @@ def refusal(module: nn.Module) -> str | None:
     if not known:
         return (
             f"{type(module).__name__} holds parameters that train, and no exact per-example "
-            "gradient of it is known (IA3, DoRA, VeRA, LoRA on embeddings and prompts are such). "
+            "gradient of it is known (so it is with IA3, DoRA, VeRA and LoRA on embeddings). "
             "Train LoRA on linear layers, whole blocks, or without DP."
         )
     odd = ("max_norm", "scale_grad_by_freq", "sparse")
@@ -117,6 +117,11 @@ def coupling(module: nn.Module) -> str | None:
     come on top, unbounded.
     """
     name = type(module).__name__
+    if name in PROMPTS and any(p.requires_grad for p in module.parameters()):
+        return (
+            f"{name} is looked up once for the whole batch, which would count as one example. "
+            "Train LoRA on linear layers, whole blocks, or without DP."
+        )
     if isinstance(module, _NormBase) and (module.training or not module.track_running_stats):
         return f"{name} takes its statistics over the batch, which ties rows together. Freeze them."
     threshold = getattr(getattr(module, "state", None), "threshold", 0.0)
@@ -179,6 +184,10 @@ LAYERS: dict[type, Callable[[nn.Module, Tensor, Tensor, Collection[str]], Gradie
     nn.Embedding: _embedding,
     nn.LayerNorm: _layer_norm,
 }
+
+
+# PEFT's prompts: their batch dimension is 1, and they are repeated for the rows afterwards.
+PROMPTS = ("PromptEmbedding", "PromptEncoder")
 
 
 def _layer(

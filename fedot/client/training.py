@@ -35,11 +35,16 @@ class TrainingSettings:
 
 @dataclass(frozen=True, slots=True)
 class PrivateSettings:
-    """How DP-SGD bounds and noises: q, z and C."""
+    """How DP-SGD bounds and noises: q, z and C.
+
+    Attributes:
+        max_batch_size: most records in a step; accounted as `TruncatedSubsampledGaussian`.
+    """
 
     sampling_prob: float
     noise_multiplier: float
     l2_clip_norm: float
+    max_batch_size: int | None = None
 
 
 def sequence_losses(model: nn.Module, batch: Sequences) -> Tensor:
@@ -85,7 +90,8 @@ def train_privately(
 
     Guarantees:
         `settings.num_steps` steps of the Poisson-sampled Gaussian mechanism with q =
-        `private.sampling_prob` and z = `private.noise_multiplier`.
+        `private.sampling_prob` and z = `private.noise_multiplier`, truncated where
+        `private.max_batch_size` is set.
     """
 
     def losses_of(part: Tensor) -> Tensor:
@@ -102,7 +108,10 @@ def train_privately(
             noise=noise,
         )
         for _ in range(settings.num_steps):
-            rows = torch.from_numpy(poisson_batch(len(records), private.sampling_prob, noise))
+            drawn = poisson_batch(
+                len(records), private.sampling_prob, noise, private.max_batch_size
+            )
+            rows = torch.from_numpy(drawn)
             parts = rows.split(settings.micro_batch_size) if len(rows) else ()
             micro_batches: list[Callable[[], Tensor]] = [partial(losses_of, part) for part in parts]
             private_step(optimizer, micro_batches)
