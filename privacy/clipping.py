@@ -64,13 +64,13 @@ def add_noise(bounded: Bounded, noise_multiplier: float, noise: NoiseSource) -> 
     """The Gaussian mechanism: normal noise of stddev z * sensitivity on every value, (P,).
 
     Guarantees:
-        Numbers are drawn and added in float64 and rounded once. On a GPU they are drawn on the CPU
-        all the same and moved: the device's own generators are not cryptographic.
+        Numbers are drawn and added in float64 and rounded once, into the memory of
+        `bounded.value`: no clean sum is left behind. On a GPU they are drawn on the CPU all the
+        same and moved, because the device's own generators are not cryptographic.
     """
     noise_stddev = noise_multiplier * bounded.sensitivity
-    noisy = torch.empty_like(bounded.value)
-    chunk = _CHUNK if noisy.device.type == "cpu" else _DEVICE_CHUNK
-    for part, target in zip(bounded.value.split(chunk), noisy.split(chunk), strict=True):
+    chunk = _CHUNK if bounded.value.device.type == "cpu" else _DEVICE_CHUNK
+    for part in bounded.value.split(chunk):
         drawn = torch.from_numpy(noise.normal(part.numel())).to(part.device)
-        target.copy_(drawn.mul_(noise_stddev).add_(part))
-    return noisy
+        part.copy_(drawn.mul_(noise_stddev).add_(part))
+    return bounded.value

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedot.client import training
 from fedot.client.training import (
     PrivateSettings,
     TrainingSettings,
@@ -172,6 +173,24 @@ def test_empty_batches_do_not_stop_training(
     private = PrivateSettings(sampling_prob=1e-9, noise_multiplier=1.0, l2_clip_norm=1.0)
     train_privately(adapter, records, STEP, private, NoiseSource(KEY))
     assert all((before[n] != p).any() for n, p in adapter.state().items())
+
+
+def test_no_step_sees_more_records_than_the_cap(
+    tiny_llama: nn.Module,
+    adapter_on: AdapterOn,
+    records: Sequences,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = []
+
+    def counting(model: nn.Module, batch: Sequences) -> torch.Tensor:
+        sizes.append(len(batch))
+        return sequence_losses(model, batch)
+
+    monkeypatch.setattr(training, "sequence_losses", counting)
+    private = PrivateSettings(1.0, 1.0, 1.0, max_batch_size=3)
+    train_privately(adapter_on(tiny_llama, "lora"), records, STEP, private, NoiseSource(KEY))
+    assert sizes == [3, 3]
 
 
 def test_clipped_rows_stay_within_the_bound_when_computing_in_bfloat16(
