@@ -18,10 +18,10 @@ from fedot.privacy.layers import Outer
 
 __all__ = ["Rows"]
 
-# Vectors and matrices that are thin (LoRA) or small share one buffer, which is kept from step to
-# step. A larger one has its own, which exists only from the moment in the backward pass at which
-# its layer's activations can go.
-_THIN, _SMALL = 128, 2**14
+# Vectors and matrices that are thin (LoRA) or small share buffers of at most so many values a row.
+# A larger matrix has its own. A buffer exists from the moment in the backward pass at which it is
+# needed, when activations of the same size have gone.
+_THIN, _SMALL, _SHARED = 128, 2**14, 2**18
 # Forming M * N values a row is worth it up to so many times the T * (M + N) values of the factors.
 _WORTH_FORMING = 2.0
 
@@ -32,28 +32,8 @@ class _Buffer:
 
     start: int
     size: int
-    is_kept: bool
-    memory: Tensor | None = None
-    num_rows: int = 0
-
-    @property
-    def formed(self) -> Tensor | None:
-        """(B, size), if anything has been written in this backward pass."""
-        return None if self.memory is None or not self.num_rows else self.memory[: self.num_rows]
-
-    def open(self, like: Tensor) -> Tensor:
-        """Room for as many rows as `like` has; what is in it is undefined at first."""
-        if not self.num_rows:
-            self.num_rows = len(like)
-            if self.memory is None or len(self.memory) < len(like):
-                self.memory = like.new_empty(len(like), self.size)
-        assert self.memory is not None
-        return self.memory[: self.num_rows]
-
-    def clear(self) -> None:
-        self.num_rows = 0
-        if not self.is_kept:
-            self.memory = None
+    is_shared: bool
+    formed: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +57,19 @@ class Rows:
     """Collects what one backward pass finds, parameter by parameter, in any order."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]):
-        small = [p for p in parameters if _is_small(p)]
-        large = [p for p in parameters if not _is_small(p)]
         self._like = parameters[0]
         self._places: dict[int, _Place] = {}
         self._buffers: list[_Buffer] = []
-        for together in filter(None, [small, *([p] for p in large)]):
-            start = sum(b.size for b in self._buffers)
-            size = sum(p.numel() for p in together)
-            self._buffers.append(_Buffer(start, size, is_kept=together is small))
-            offset = 0
-            for parameter in together:
-                place = _Place(self._buffers[-1], offset, parameter.shape)
-                self._places[id(parameter)] = place
-                offset += parameter.numel()
+        # Small ones first, so that each buffer's values lie together among the P.
+        for parameter in sorted(parameters, key=_is_large):
+            is_shared, size = not _is_large(parameter), parameter.numel()
+            last = self._buffers[-1] if self._buffers else None
+            if last is None or not is_shared or last.size + size > _SHARED:
+                start = last.start + last.size if last else 0
+                self._buffers.append(_Buffer(start, 0, is_shared))
+            buffer = self._buffers[-1]
+            self._places[id(parameter)] = _Place(buffer, buffer.size, parameter.shape)
+            buffer.size += size
         self._order = [self._places[id(p)] for p in parameters]
         self._seen: set[int] = set()
         self._outers: dict[int, list[Outer]] = {}
@@ -162,23 +141,26 @@ class Rows:
         self._seen.clear()
         self._outers.clear()
         for buffer in self._buffers:
-            buffer.clear()
+            buffer.formed = None
 
     def _formed(self) -> list[Tensor]:
         return [b.formed for b in self._buffers if b.formed is not None]
 
     def _slot(self, place: _Place, like: Tensor) -> Tensor:
         """A parameter's part of its buffer, (B, *shape); the buffer is made when first needed."""
-        flat = place.buffer.open(like)[:, place.offset : place.offset + place.size]
+        buffer = place.buffer
+        if buffer.formed is None:
+            buffer.formed = like.new_empty(len(like), buffer.size)
+        flat = buffer.formed[:, place.offset : place.offset + place.size]
         return flat.view(len(flat), *place.shape)
 
 
-def _is_small(parameter: nn.Parameter) -> bool:
-    return parameter.dim() < 2 or min(parameter.shape) <= _THIN or parameter.numel() <= _SMALL
+def _is_large(parameter: nn.Parameter) -> bool:
+    return parameter.dim() > 1 and min(parameter.shape) > _THIN and parameter.numel() > _SMALL
 
 
 def _stays_outer(gradient: Outer, place: _Place) -> bool:
-    if place.buffer.is_kept:
+    if place.buffer.is_shared:
         return False
     num_tokens, width = gradient.right.shape[1:]
     factors = num_tokens * (place.size // width + width)

@@ -68,7 +68,7 @@ def assert_exact(
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Whether matrices' gradients are formed for every row, or stay outer products."""
     if request.param != "as chosen":
-        monkeypatch.setattr(rows, "_is_small", lambda parameter: parameter.dim() < 2)
+        monkeypatch.setattr(rows, "_is_large", lambda parameter: parameter.dim() > 1)
         is_outer = request.param == "outer"
         monkeypatch.setattr(rows, "_stays_outer", lambda gradient, place: is_outer)
     return str(request.param)

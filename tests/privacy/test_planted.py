@@ -209,7 +209,7 @@ def test_miscounted_tied_weights_are_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     adapter = adapter_on(make_model("llama", tied=True), "full")
-    monkeypatch.setattr(rows, "_is_small", lambda parameter: parameter.dim() < 2)
+    monkeypatch.setattr(rows, "_is_large", lambda parameter: parameter.dim() > 1)
     monkeypatch.setattr(rows, "_stays_outer", lambda gradient, place: True)
     check_norms_are_those_of_the_rows(adapter, records)
     both = rows._square_norms
