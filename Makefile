@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format clean peers bench-demo bench-codec fuzz
+.PHONY: help demo test test-fast lint format clean peers bench-demo bench-codec bench-dp fuzz
 
 help:
 	@echo "make demo       run a whole federation on this machine's own Python documentation"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint       ruff, ruff format, mypy --strict"
 	@echo "make bench-demo what the demo reaches over three seeds (about half an hour)"
 	@echo "make bench-codec, make fuzz: the codec against its peers, and against hostile bytes"
+	@echo "make bench-dp   a step with DP beside one without, and beside Opacus (half an hour)"
 	@echo "make clean      remove .venv and caches (keeps runs/)"
 
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -61,6 +62,10 @@ peers: .venv-peers/.done
 
 bench-demo: $(VENV)/.base
 	$(BIN)/python benchmarks/demo.py $(ARGS)
+
+# One thread: two of them on a small model measure the scheduler.
+bench-dp: $(VENV)/.base
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/dp.py $(ARGS)
 
 runs/codec-inputs: $(VENV)/.base
 	$(BIN)/python benchmarks/codec_inputs.py $@

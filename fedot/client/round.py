@@ -225,7 +225,10 @@ def _trained_update(
         train(adapter, site.records, settings, torch.Generator().manual_seed(seed))
     else:
         private = PrivateSettings(
-            event.sampling_prob, event.noise_multiplier, task.privacy.l2_clip_norm
+            event.sampling_prob,
+            event.noise_multiplier,
+            task.privacy.l2_clip_norm,
+            event.max_batch_size,
         )
         train_privately(adapter, site.records, settings, private, make_noise())
     update = {name: after - before[name] for name, after in adapter.state().items()}

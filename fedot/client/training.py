@@ -37,11 +37,16 @@ class TrainingSettings:
 
 @dataclass(frozen=True, slots=True)
 class PrivateSettings:
-    """How DP-SGD bounds and noises: q, z and C."""
+    """How DP-SGD bounds and noises: q, z and C.
+
+    Attributes:
+        max_batch_size: most records in a step; accounted as `TruncatedSubsampledGaussian`.
+    """
 
     sampling_prob: float
     noise_multiplier: float
     l2_clip_norm: float
+    max_batch_size: int | None = None
 
 
 def sequence_losses(model: nn.Module, batch: Sequences) -> Tensor:
@@ -87,26 +92,31 @@ def train_privately(
 
     Guarantees:
         `settings.num_steps` steps of the Poisson-sampled Gaussian mechanism with q =
-        `private.sampling_prob` and z = `private.noise_multiplier`.
+        `private.sampling_prob` and z = `private.noise_multiplier`, truncated where
+        `private.max_batch_size` is set.
     """
-    optimizer = PrivateOptimizer(
-        _adamw(adapter, settings),
-        l2_clip_norm=private.l2_clip_norm,
-        noise_multiplier=private.noise_multiplier,
-        expected_batch_size=private.sampling_prob * len(records),
-        noise=noise,
-    )
 
-    def loss_of(part: Tensor) -> Tensor:
+    def losses_of(part: Tensor) -> Tensor:
         with _autocast(adapter.model, settings):
-            return sequence_losses(adapter.model, records.take(part)).sum()
+            return sequence_losses(adapter.model, records.take(part))
 
     top_noise = join_noise(adapter, settings.join_noise, from_noise_source(noise))
-    with per_example_gradients(adapter.model), top_noise:
+    with per_example_gradients(adapter.model) as gradients, top_noise:
+        optimizer = PrivateOptimizer(
+            _adamw(adapter, settings),
+            gradients,
+            l2_clip_norm=private.l2_clip_norm,
+            noise_multiplier=private.noise_multiplier,
+            expected_batch_size=private.sampling_prob * len(records),
+            noise=noise,
+        )
         for _ in range(settings.num_steps):
-            rows = torch.from_numpy(poisson_batch(len(records), private.sampling_prob, noise))
+            drawn = poisson_batch(
+                len(records), private.sampling_prob, noise, private.max_batch_size
+            )
+            rows = torch.from_numpy(drawn)
             parts = rows.split(settings.micro_batch_size) if len(rows) else ()
-            micro_batches: list[Callable[[], Tensor]] = [partial(loss_of, part) for part in parts]
+            micro_batches: list[Callable[[], Tensor]] = [partial(losses_of, part) for part in parts]
             private_step(optimizer, micro_batches)
 
 
