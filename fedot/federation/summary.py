@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from fedot.config import Config
+from fedot.client.chains import feeds_back, state_chain, update_chain
+from fedot.compression.codec import text_of
+from fedot.config import Config, PayloadConfig
 from fedot.emulator.bundle import Bundle
 from fedot.evaluation.quality import Quality
 from fedot.federation.assess import summaries, verdict
@@ -39,6 +41,9 @@ def summarize(
     metrics = [line for line in journal.metrics() if line["round"] > 0]
     best = journal.fact("best_round")
     notes.update(_privacy_notes(config, best))
+    payload = journal.fact("payload")
+    if payload["reason"]:
+        notes["chain"] = payload["reason"]
     ceiling = journal.fact("ceiling")
     if ceiling and ceiling["epoch"] == config.evaluation.ceiling_epochs:
         notes["full_tuned"] = (
@@ -53,7 +58,7 @@ def summarize(
         **numbers,
         "notes": notes,
         "privacy": _privacy(config, ledgers),
-        "wire": {**_wire(metrics), "bundle_bytes": bundle.num_bytes},
+        "wire": {**_wire(metrics), **_chains(config.payload), "bundle_bytes": bundle.num_bytes},
         "ceiling": ceiling,
         "rounds": len(metrics),
         "best_round": best,
@@ -106,6 +111,15 @@ def _wire(metrics: list[dict[str, Any]]) -> dict[str, Any]:
         for key in ("float32_bytes", "sent_bytes", "received_bytes")
     }
     return {**total, "bytes_after": dict(after)}
+
+
+def _chains(payload: PayloadConfig) -> dict[str, Any]:
+    """What both directions went through, with every parameter."""
+    return {
+        "chain": text_of(update_chain(payload)),
+        "state_chain": text_of(state_chain(payload)),
+        "error_feedback": feeds_back(payload),
+    }
 
 
 def _privacy_notes(config: Config, best: int) -> dict[str, str]:

@@ -19,7 +19,7 @@ from fedot.errors import BudgetError, WireError
 from fedot.messages import ClientInfo, RoundTask
 from fedot.models.adapters import Adapter, AdapterSpec, attach, linear_names
 
-PAYLOAD = PayloadConfig(update="float32")
+PAYLOAD = PayloadConfig(chain="float32+deflate")
 
 
 @pytest.fixture
