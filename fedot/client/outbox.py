@@ -128,7 +128,8 @@ class Outbox:
 
     def _of_run(self, run_id: str) -> Iterator[tuple[Path, dict[str, Any]]]:
         for path in self._folder.glob("*.update"):
-            about = _about(path)
+            # Without its metadata it is one that `drop_older` was killed at.
+            about = _about(path) if path.with_suffix(".json").exists() else {"run": None}
             if about["run"] == run_id:
                 yield path, about
 
