@@ -49,15 +49,17 @@ ARMS: dict[str, list[str]] = {
 LIMITS = {"int8+EF": 0.02, "top-10%+int8+EF": 0.05}
 UNITS = ("none", "example")
 # Apart from these, the demo runs as it is.
-DEMO = {
-    "none": ["federation.rounds=12"],
-    "example": [],
-}
+DEMO = [
+    "emulator.distill_steps=150",
+    "evaluation.ceiling_learning_rates=[0.006]",
+    "evaluation.ceiling_epochs=3",
+]
+DEMO_BY_UNIT = {"none": ["federation.rounds=10"], "example": ["federation.rounds=6"]}
 DOLLY: dict[str, Any] = {
     "data": {"max_tokens": 128},
     "emulator": {"keep_ratio": 0.67, "distill_steps": 150},
     "evaluation": {
-        "ceiling_learning_rates": [1e-3, 3e-3],
+        "ceiling_learning_rates": [3e-3],
         "ceiling_epochs": 2,
         "max_records": 300,
     },
@@ -98,7 +100,7 @@ def config_of(part: Part, shared: Path) -> Config:
     if part.arm:
         overrides.append("evaluation.ceiling_learning_rates=[]")
     if part.source == "demo":
-        return demo_config([*DEMO[unit], *overrides])
+        return demo_config([*DEMO, *DEMO_BY_UNIT[unit], *overrides])
     shards = shared / "data/dolly/shepherd_shards10"
     named = {
         "model": {"path": str(shared / "models/stories260k"), "device": "cpu"},
