@@ -215,6 +215,16 @@ def test_an_update_that_was_never_charged_feeds_no_later_one(
     assert results[0].payload == results[1].payload
 
 
+def test_what_a_round_without_dp_lost_never_enters_one_with_dp(
+    tmp_path: Path, adapter: Adapter, state: bytes
+) -> None:
+    used, fresh = site_at(tmp_path / "used"), site_at(tmp_path / "fresh")
+    run_round(used, adapter, task_for(state, 1))
+    task = task_for(state, 2, privacy=DP)
+    results = [run_round(s, adapter, task, make_noise=seeded(1)) for s in (used, fresh)]
+    assert results[0].payload == results[1].payload
+
+
 @pytest.mark.parametrize("damage", ["gone", "damaged"])
 def test_a_residual_that_cannot_be_used_is_named_and_not_replaced(
     site: Site, adapter: Adapter, state: bytes, damage: str
