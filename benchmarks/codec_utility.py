@@ -266,12 +266,13 @@ def kept(shared: Path) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shared", type=Path, help="folder with models/ and data/; else demo only")
+    parser.add_argument("--sources", nargs="*", default=["demo", "dolly"])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--units", nargs="*", default=list(UNITS), choices=UNITS)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     options = parser.parse_args()
-    sources = ["demo", *(["dolly"] if options.shared else [])]
+    sources = [one for one in options.sources if one == "demo" or options.shared]
     shared = (options.shared or Path()).resolve()
     tops = [Part(source, seed) for seed in options.seeds for source in sources]
     runs = [
