@@ -97,13 +97,20 @@ class Part:
         return {"source": self.source, "seed": self.seed, "unit": self.unit, "arm": self.arm}
 
 
+@functools.cache
+def demo_of(unit: str) -> Row:
+    """The demo's config, read once: it looks through the whole Python library."""
+    overrides = [*DEMO, *DEMO_BY_UNIT[unit], f"privacy.unit={unit}"]
+    return demo_config(overrides).model_dump(mode="json")
+
+
 def config_of(part: Part, shared: Path) -> Config:
     unit = part.unit or "none"
     overrides = [f"seed={part.seed}", f"privacy.unit={unit}", *ARMS.get(part.arm or "", [])]
     if part.arm:
         overrides.append("evaluation.ceiling_learning_rates=[]")
     if part.source == "demo":
-        return demo_config([*DEMO, *DEMO_BY_UNIT[unit], *overrides])
+        return config_from_dict(with_overrides(demo_of(unit), overrides))
     shards = shared / "data/dolly/shepherd_shards10"
     named = {
         "model": {"path": str(shared / "models/stories260k"), "device": "cpu"},
