@@ -168,21 +168,33 @@ class PrivacyConfig(Section):
 class PayloadConfig(Section):
     """What the bytes of an update go through."""
 
-    update: Literal["int8", "bfloat16", "float32"] = Field(
-        "int8", description="how an update's values travel up"
+    chain: str = Field(
+        "int8+deflate",
+        max_length=200,
+        description="an update's way up, such as top_k(keep_ratio=0.1)+int8(block=256)+deflate; or "
+        "auto: what is soonest over bandwidth_mb_per_s (docs/wire-format.md has all operators)",
     )
-    block: int = Field(256, ge=64, le=4096, description="values that share one int8 scale")
-    min_step: float = Field(
-        0.032,
-        ge=0,
-        le=0.1,
-        description="an int8 step is no finer than this part of the block's root mean square: "
-        "finer ones cost bytes and gain nothing over noise",
+    error_feedback: bool | None = Field(
+        None,
+        description="what the chain loses is added to the client's next update; null: with top_k",
     )
-    state: Literal["float32", "bfloat16"] = Field(
-        "float32", description="how the adapter's state travels down (never lossier than 16 bit)"
+    bandwidth_mb_per_s: float | None = Field(
+        None, gt=0, description="10^6 bytes a second from a client to the server; for chain: auto"
     )
-    deflate_level: int = Field(1, ge=0, le=3, description="0 leaves DEFLATE out")
+    state: str = Field(
+        "float32+deflate",
+        max_length=200,
+        description="the adapter's way down: a chain of 16 bit or more that drops nothing",
+    )
+
+    @model_validator(mode="after")
+    def _auto_knows_its_link(self) -> PayloadConfig:
+        if self.chain == "auto" and self.bandwidth_mb_per_s is None:
+            raise ValueError(
+                "payload.chain is auto but bandwidth_mb_per_s is not set; the choice depends on "
+                "it. Set payload.bandwidth_mb_per_s, or name a chain such as int8+deflate."
+            )
+        return self
 
 
 class FederationConfig(Section):

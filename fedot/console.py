@@ -321,8 +321,10 @@ def _estimate_rows(cost: Estimate) -> Iterable[tuple[str, str, str]]:
     yield "memory, simulation", in_bytes(cost.server_bytes), "About; full model, emulator, client."
     yield "time", in_seconds(cost.seconds), "About, on this machine, measured on a few records."
     ratio = percent(cost.sent_bytes / cost.float32_bytes)
-    meaning = f"All updates, {ratio} of them as float32 (measured on noise)."
+    meaning = f"All updates, {ratio} of them as float32 (measured on noise), by {cost.chain}."
     yield "bytes sent", in_bytes(cost.sent_bytes), meaning
+    if cost.chain_reason:
+        yield "chain", cost.chain, cost.chain_reason
     yield "bytes received", in_bytes(cost.received_bytes), "All states; the bundle apart."
     if not cost.epsilon:
         yield "epsilon", "no DP", "privacy.unit is none: nothing bounds what updates tell."

@@ -57,7 +57,8 @@ class RoundTask:
         payload: the chains that both sides use.
         planned_rounds: by client name, for how many rounds of this run it is drawn at most; its
             noise is calibrated so that all of them stay within its target epsilon.
-        seed: of the order of records where there is no DP; a DP client ignores it.
+        seed: of stochastic rounding and, where there is no DP, of the order of records; a DP
+            client's noise and sampling ignore it.
         deadline_s: seconds a client may take, or None.
     """
 

@@ -2,16 +2,16 @@
 
 A kill at any point is safe. Before the update is stored nothing has left, so the round trains again
 under the reservation it holds. After that the stored bytes are what is charged and sent, whatever
-happens; the round is never trained twice.
+happens; the round is never trained twice. What its chain lost is kept with them for the next round
+(`fedot.client.outbox`).
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedot.client.chains import operators_of, state_chain, update_chain
+from fedot.client.chains import feeds_back, operators_of, state_chain, update_chain
+from fedot.client.outbox import Outbox, Stored
 from fedot.client.training import PrivateSettings, TrainingSettings, train, train_privately
-from fedot.compression.codec import decode, encode, spec_of
+from fedot.compression.codec import decode, encode, encode_with_feedback, spec_of
 from fedot.config import PrivacyConfig, TrainingConfig
 from fedot.data.tokenize import Sequences
 from fedot.errors import BudgetError, ProtocolError
-from fedot.journal import make_folder_durably, sync_folder, write_durably
-from fedot.messages import ClientInfo, ClientResult, RoundTask, digest_of
+from fedot.messages import ClientInfo, ClientResult, RoundTask
 from fedot.models.adapters import Adapter
 from fedot.privacy.accounting import SampledGaussian, calibrate_noise
 from fedot.privacy.ledger import Ledger
@@ -71,6 +71,11 @@ class Site:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
+    @property
+    def outbox(self) -> Outbox:
+        """What this site has stored to be sent."""
+        return Outbox(self.folder / "updates")
+
 
 def run_round(
     site: Site,
@@ -108,24 +113,24 @@ def _round(
 ) -> ClientResult:
     event = privacy_event(site, task)
     check_policy(site, task, adapter.spec.kind)
-    stored = _stored(site, task)
+    stored = site.outbox.stored(task)
     if stored is None:
         if event is not None:
             _reserve(site, task, event)
         update = _trained_update(site, adapter, task, event, autocast, make_noise)
         stored = _store(site, task, update)
-    payload, bytes_after = stored
     epsilon = None
     if event is not None:
-        site.ledger.charge(task.task_id, digest_of(payload))
+        site.ledger.charge(task.task_id, stored.digest)
         epsilon = site.ledger.epsilon(site.info.dataset_id, task.privacy.delta)
+    site.outbox.drop_older(task)
     return ClientResult(
         client=site.info.name,
         round=task.round,
-        payload=payload,
-        digest=digest_of(payload),
+        payload=stored.payload,
+        digest=stored.digest,
         epsilon=epsilon,
-        bytes_after=bytes_after,
+        bytes_after=stored.bytes_after,
         received_bytes=len(task.state),
     )
 
@@ -232,7 +237,7 @@ def _trained_update(
         )
         train_privately(adapter, site.records, settings, private, make_noise())
     update = {name: after - before[name] for name, after in adapter.state().items()}
-    if all(bool((change.abs() <= _LARGEST_CHANGE).all()) for change in update.values()):
+    if _bounded(update.values()):
         return update
     if event is None:
         raise ProtocolError(
@@ -245,29 +250,28 @@ def _trained_update(
     return {name: torch.zeros_like(change) for name, change in update.items()}
 
 
-def _update_path(site: Site, task: RoundTask) -> Path:
-    return site.folder / "updates" / f"{task.task_id.replace('/', '-')}.update"
+def _bounded(changes: Iterable[Tensor]) -> bool:
+    return all(bool((change.abs() <= _LARGEST_CHANGE).all()) for change in changes)
 
 
-def _stored(site: Site, task: RoundTask) -> tuple[bytes, dict[str, int]] | None:
-    path = _update_path(site, task)
-    if not path.exists():
-        return None
-    # Whoever stored it may have been killed before the folder was synced.
-    sync_folder(path.parent)
-    return path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
+def _store(site: Site, task: RoundTask, update: Mapping[str, Tensor]) -> Stored:
+    """Encode and keep, with what was lost before and what is lost now."""
+    chain = update_chain(task.payload)
+    # It decides about single last steps only, so it may be known: no privacy rests on it.
+    seed = derive_seed(task.seed, "rounding", site.info.name, task.round)
+    if not feeds_back(task.payload):
+        return site.outbox.store(task, encode(update, chain, seed=seed), None)
+    carried = site.outbox.residual(task, spec_of(update), _counts(site, task))
+    if carried is not None and not _bounded(update[name] + carried[name] for name in update):
+        logger.warning("what round %d was to make up for has diverged; left out", task.round)
+        carried = None
+    encoded, residual = encode_with_feedback(update, carried, chain, seed=seed)
+    return site.outbox.store(task, encoded, residual)
 
 
-def _store(
-    site: Site, task: RoundTask, update: Mapping[str, Tensor]
-) -> tuple[bytes, dict[str, int]]:
-    """Encode and keep; older rounds' updates were sent long ago and go."""
-    encoded = encode(update, update_chain(task.payload))
-    path = _update_path(site, task)
-    make_folder_durably(path.parent)
-    for old in path.parent.iterdir():
-        old.unlink()
-    # The payload comes last: while it is missing, nothing counts as stored.
-    write_durably(path.with_suffix(".json"), json.dumps(encoded.bytes_after).encode())
-    write_durably(path, encoded.payload)
-    return encoded.payload, encoded.bytes_after
+def _counts(site: Site, task: RoundTask) -> Callable[[str, str], bool]:
+    """Whether a stored update may be built on: under DP, only once it has been charged."""
+    if task.privacy.unit == "none":
+        return lambda key, digest: True
+    charged = {entry.key: entry.digest for entry in site.ledger.entries()}
+    return lambda key, digest: charged.get(key) == digest

@@ -15,6 +15,7 @@ from fedot.config import Config, EmulatorConfig
 from fedot.federation.budget import check_budget
 from fedot.federation.cohort import draw_cohorts, planned_rounds
 from fedot.federation.parts import Parts, load_parts
+from fedot.federation.payloads import settled
 from fedot.models.adapters import attach
 from fedot.models.anatomy import anatomy_of, shallower
 from fedot.privacy.accounting import epsilon_of
@@ -45,6 +46,8 @@ class Estimate:
         received_bytes: all states, server to clients.
         epsilon: by client, at the end; empty without DP.
         noise_multiplier: by client; empty without DP.
+        chain: what updates go through.
+        chain_reason: why, where `chain: auto` chose it.
     """
 
     full_parameters: int
@@ -58,6 +61,8 @@ class Estimate:
     received_bytes: int
     epsilon: dict[str, float]
     noise_multiplier: dict[str, float]
+    chain: str
+    chain_reason: str | None
 
 
 def estimate(config: Config) -> Estimate:
@@ -80,11 +85,12 @@ def estimate(config: Config) -> Estimate:
     total = sum(planned.values())
     rng = torch.Generator().manual_seed(0)
     update = {n: torch.randn(p.shape, generator=rng) for n, p in adapter.parameters.items()}
-    sent = encode(update, update_chain(config.payload))
+    payload, reason = settled(config.payload)
+    sent = encode(update, update_chain(payload), seed=0)
     # LoRA starts half zero, which no later state is.
     start = adapter.state()
     later = {name: tensor + update[name] for name, tensor in start.items()}
-    down = state_chain(config.payload)
+    down = state_chain(payload)
     first, rest = len(encode(start, down).payload), len(encode(later, down).payload)
     client = _client_bytes(config, parts, emulator_parameters * width, adapter.num_parameters)
     epsilon, noise = _privacy(config, parts, planned)
@@ -100,6 +106,8 @@ def estimate(config: Config) -> Estimate:
         received_bytes=first * len(cohorts[0]) + rest * (total - len(cohorts[0])),
         epsilon=epsilon,
         noise_multiplier=noise,
+        chain=payload.chain,
+        chain_reason=reason,
     )
 
 

@@ -16,6 +16,7 @@ from fedot.data.records import Record, read_records, read_text, split_records
 from fedot.data.tokenize import Sequences, tokenize_records, windows
 from fedot.emulator.selection import kept_blocks
 from fedot.errors import ConfigError
+from fedot.federation.payloads import check_payload
 from fedot.models.adapters import AdapterSpec, blocks_of, linear_names
 from fedot.models.anatomy import anatomy_of, load_model, load_tokenizer, pick_device
 from fedot.privacy.policy import Policy, load_policy
@@ -63,6 +64,7 @@ def load_parts(config: Config) -> Parts:
     Raises:
         ConfigError: a file, the model or a number cannot be used as asked.
     """
+    check_payload(config.payload, config.federation)
     device = pick_device(config.model.device)
     model = load_model(config.model.path, config.model.dtype, device)
     tokenizer = load_tokenizer(config.model.path)

@@ -27,6 +27,7 @@ from fedot.federation.budget import check_budget
 from fedot.federation.cohort import draw_cohorts, planned_rounds
 from fedot.federation.folder import RunFolder, check_out, open_run
 from fedot.federation.parts import Parts, load_parts, pooled
+from fedot.federation.payloads import settled_once
 from fedot.federation.rounds import collect, from_journal, next_state, to_journal
 from fedot.federation.summary import summarize
 from fedot.messages import ClientInfo, Progress, RoundTask, no_progress
@@ -87,6 +88,7 @@ def simulate(
     parts = load_parts(config)
     check_budget(config, parts)
     with open_run(config, out, resume) as run:
+        config = settled_once(config, run.journal)
         zero = _timed(run, "evaluation", lambda: _zero_shot(run, parts, progress))
         bundle = _timed(run, "emulator", lambda: _build_bundle(config, parts, run, progress))
         models, general = _timed(

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from fedot.config import Config
+from fedot.client.chains import feeds_back, state_chain, update_chain
+from fedot.compression.codec import text_of
+from fedot.config import Config, PayloadConfig
 from fedot.emulator.bundle import Bundle
 from fedot.evaluation.quality import Quality
 from fedot.federation.assess import summaries, verdict
@@ -45,6 +47,9 @@ def summarize(
             f"held-out records of {', '.join(silent)} are in no loss: their policies keep metrics "
             "at home."
         )
+    payload = journal.fact("payload")
+    if payload["reason"]:
+        notes["chain"] = payload["reason"]
     ceiling = journal.fact("ceiling")
     if ceiling and ceiling["epoch"] == config.evaluation.ceiling_epochs:
         notes["full_tuned"] = (
@@ -59,7 +64,7 @@ def summarize(
         **numbers,
         "notes": notes,
         "privacy": _privacy(config, ledgers),
-        "wire": {**_wire(metrics), "bundle_bytes": bundle.num_bytes},
+        "wire": {**_wire(metrics), **_chains(config.payload), "bundle_bytes": bundle.num_bytes},
         "ceiling": ceiling,
         "rounds": len(metrics),
         "best_round": best,
@@ -117,6 +122,15 @@ def _wire(metrics: list[dict[str, Any]]) -> dict[str, Any]:
         for key in ("float32_bytes", "sent_bytes", "received_bytes")
     }
     return {**total, "bytes_after": dict(after)}
+
+
+def _chains(payload: PayloadConfig) -> dict[str, Any]:
+    """What both directions went through, with every parameter."""
+    return {
+        "chain": text_of(update_chain(payload)),
+        "state_chain": text_of(state_chain(payload)),
+        "error_feedback": feeds_back(payload),
+    }
 
 
 def _privacy_notes(config: Config, best: int) -> dict[str, str]:

@@ -222,7 +222,7 @@ def sync_sites(new_world: NewWorld) -> set[Line]:
 def test_every_fsync_is_needed(new_world: NewWorld) -> None:
     """Without any one of them, some crash breaks a promise: so the check above can fail."""
     sites = sync_sites(new_world)
-    assert {name for name, _ in sites} == {"ledger.py", "journal.py", "round.py"}
+    assert {name for name, _ in sites} == {"ledger.py", "journal.py", "outbox.py"}
     assert len(sites) == 9
     num_calls = calls_of(new_world(1))
     assert not [site for site in sorted(sites) if not caught(new_world, site, num_calls)]

@@ -21,7 +21,7 @@ from fedot.messages import ClientInfo, ClientResult, RoundTask
 from fedot.models.adapters import Adapter, AdapterSpec, attach, linear_names
 from fedot.privacy.policy import Policy
 
-PAYLOAD = PayloadConfig(update="float32")
+PAYLOAD = PayloadConfig(chain="float32+deflate")
 
 
 @pytest.fixture
