@@ -118,7 +118,8 @@ def _token_scores(change: dict[str, Tensor], adapter: Adapter) -> Tensor | None:
     for name, parameter in adapter.parameters.items():
         if parameter is table:
             # A trained embedding moves where its token was read; no span is needed.
-            return torch.linalg.vector_norm(change[name].float(), dim=1)
+            norms: Tensor = torch.linalg.vector_norm(change[name].float(), dim=1)
+            return norms
     found = embedding_inputs(adapter)
     if found is None:
         return None
@@ -149,4 +150,5 @@ def _part_in_span(inputs: Tensor, rows: Tensor) -> Tensor:
     weight = torch.ones_like(strength[kept])
     if len(directions) >= inputs.shape[1]:
         weight = strength[kept] / strength[0]
-    return torch.linalg.vector_norm((centred @ directions.T) * weight, dim=1)
+    parts: Tensor = torch.linalg.vector_norm((centred @ directions.T) * weight, dim=1)
+    return parts

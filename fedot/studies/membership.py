@@ -57,7 +57,7 @@ class Attack:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return asdict(self)
+        return {**asdict(self), "curve": [list(point) for point in self.curve]}
 
 
 def record_losses(adapter: Adapter, records: Sequences, autocast: bool = False) -> Losses:

@@ -1,8 +1,8 @@
-"""DP-SGD with known bugs planted, each through the narrowest seam there is.
+"""A tiny adapter, records, and DP-SGD with known bugs planted.
 
-Seams: what `train_privately` is called with (noise), the names `sequence_losses` and
-`poisson_batch` in `fedot.client.training` (loss, sampler), and torch's hook before an optimizer
-step (clipping). Nothing inside `privacy/dp_sgd.py` is touched.
+Seams of the bugs, the narrowest there are: what `train_privately` is called with (noise), the names
+`sequence_losses` and `poisson_batch` in `fedot.client.training` (loss, sampler), and torch's hook
+before an optimizer step (clipping). Nothing inside `privacy/dp_sgd.py` is touched.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 from opacus.optimizers import DPOptimizer
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from fedot.client import training
 from fedot.client.training import PrivateSettings, TrainingSettings, train_privately
 from fedot.data.tokenize import Sequences
-from fedot.models.adapters import Adapter
+from fedot.models.adapters import Adapter, AdapterSpec, attach, linear_names
 from fedot.privacy.noise import NoiseSource
 
 Train = Callable[[Adapter, Sequences, TrainingSettings, PrivateSettings, NoiseSource], None]
@@ -103,3 +104,54 @@ def with_sampler(make_sampler: Callable[[], Callable[..., np.ndarray]]) -> Train
             train_privately(*arguments)
 
     return train
+
+
+# One shuffled order for the whole of a run, hence made anew for each.
+PLANTED: dict[str, Train] = {
+    "nothing": train_privately,
+    "no noise": less_noise(0.0),
+    "noise / 4": less_noise(0.25),
+    "batch clipping": per_batch_clipping,
+    "token-mean loss": with_loss(token_mean_losses),
+    "shuffled epochs": with_sampler(Shuffled),
+    "batches of one size": with_sampler(lambda: fixed_size),
+}
+
+
+@pytest.fixture
+def planted() -> dict[str, Train]:
+    """`train_privately` with a bug, by its name."""
+    return PLANTED
+
+
+MakeAdapter = Callable[..., Adapter]
+
+
+@pytest.fixture
+def make_adapter() -> MakeAdapter:
+    """`make_adapter(model, "lora" or "blocks" or "full")`: one whose LoRA is not zero."""
+    return tuned_adapter
+
+
+def tuned_adapter(model: Any, kind: str = "lora") -> Adapter:
+    blocks = (0, 3) if kind != "full" else (0, 1, 2, 3)
+    targets = linear_names(model, blocks) if kind == "lora" else ()
+    adapter = attach(model, AdapterSpec(kind, blocks, 4, 8.0, targets), range(4), seed=3)
+    for name, parameter in adapter.parameters.items():
+        if "lora_B" in name:  # at zero, lora_A would have no gradient
+            nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(1))
+    return adapter
+
+
+@pytest.fixture
+def adapter(tiny_llama: Any) -> Adapter:
+    return tuned_adapter(tiny_llama)
+
+
+@pytest.fixture
+def records() -> Sequences:
+    rng = torch.Generator().manual_seed(0)
+    ids = torch.randint(4, 300, (40, 24), generator=rng)
+    learned = torch.ones_like(ids, dtype=torch.bool)
+    learned[:, 0] = False
+    return Sequences(ids, learned)
