@@ -134,9 +134,8 @@ class Console:
         self.close()
         width = min(self._out.width, _WIDEST)
         table = _new_table(("audit", 38), ("measured", None))
-        for name, right, f_dp, one_run, power in found.games:
+        for name, right, f_dp, one_run in found.games:
             _add(table, name, f"{right} right; epsilon at least {f_dp} (f-DP), {one_run} (one-run)")
-            _add(table, "  chance to catch", power)
         for name, measured, must in found.checks:
             _add(table, name, f"{measured} (must be: {must})")
         for name, auc, tpr, counts in found.attacks:
@@ -150,7 +149,8 @@ class Console:
         self._out.print(Text(found.verdict, "bold"), width=width)
         self._out.print()
         self._out.print(table, width=width)
-        notes = [("!", text) for text in found.findings] + [("-", text) for text in LIMITS]
+        told = [text for text in (found.power, *LIMITS) if text]
+        notes = [("!", text) for text in found.findings] + [("-", text) for text in told]
         self._out.print()
         self._out.print(_list_of(notes), width=width)
 

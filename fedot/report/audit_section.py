@@ -56,6 +56,7 @@ class AuditSection:
     findings: list[str]
     pictures: list[tuple[str, Markup, str]]
     games: list[tuple[str, ...]]
+    power: str
     checks: list[tuple[str, str, str]]
     attacks: list[tuple[str, ...]]
     recoveries: list[tuple[str, ...]]
@@ -81,6 +82,7 @@ def audit_section(audit: Audit) -> AuditSection:
         findings=list(audit.findings),
         pictures=pictures,
         games=[_game_row(*pair) for pair in _games(audit)],
+        power=_power(audit.gradient_canaries),
         checks=_checks(audit),
         attacks=[_attack_row(name, found) for name, found in audit.membership.items()],
         recoveries=[
@@ -165,14 +167,20 @@ def _games(audit: Audit) -> Iterable[tuple[str, Game]]:
 
 
 def _game_row(name: str, game: Game) -> tuple[str, ...]:
-    power = ", ".join(f"{bug} {percent(ratio)}" for bug, ratio in game.power.items())
     return (
         name,
         f"{game.correct} of {game.guesses} ({game.canaries} canaries)",
         _bound(game.lower_bound, game.ceiling),
         _bound(game.one_run_bound, game.one_run_ceiling),
-        power or "not told",
     )
+
+
+def _power(game: Game | None) -> str:
+    """How likely the gradient canaries catch which bug; empty where they were not used."""
+    if game is None or not game.power:
+        return ""
+    chances = ", ".join(f"{bug}: {percent(ratio)}" for bug, ratio in game.power.items())
+    return f"Chance that the gradient canaries catch too little noise (simulated): {chances}."
 
 
 def _bound(found: float | None, ceiling: float | None) -> str:
