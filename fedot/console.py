@@ -133,19 +133,16 @@ class Console:
         found = audit_section(audit_from(audit))
         self.close()
         width = min(self._out.width, _WIDEST)
-        table = _new_table(("audit", 38), ("measured", None))
+        table = _new_table(("audit", 21), ("measured", None))
         for name, right, f_dp, one_run in found.games:
             _add(table, name, f"{right} right; epsilon at least {f_dp} (f-DP), {one_run} (one-run)")
         for name, measured, must in found.checks:
             _add(table, name, f"{measured} (must be: {must})")
         for name, auc, tpr, counts in found.attacks:
-            _add(
-                table,
-                f"membership, {name}",
-                f"AUC {auc}, found at 1 % false alarms {tpr}; {counts}",
-            )
+            text = f"{name}: AUC {auc}, {tpr} found at 1 % false alarms ({counts})"
+            _add(table, "membership", text)
         for name, hits, chance, tokens in found.recoveries:
-            _add(table, f"tokens: {name}", f"{hits} of {tokens} found, {chance} by chance")
+            _add(table, "tokens", f"{name}: {hits} of {tokens} found, {chance} by chance")
         self._out.print(Text(found.verdict, "bold"), width=width)
         self._out.print()
         self._out.print(table, width=width)

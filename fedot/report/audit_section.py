@@ -195,13 +195,14 @@ def _checks(audit: Audit) -> list[tuple[str, str, str]]:
     if audit.gradient_canaries is not None and audit.gradient_canaries.repeated is not None:
         again = audit.gradient_canaries.repeated
         rows.append((
-            f"{again.games} runs with one canary each (Clopper-Pearson)",
-            f"epsilon at least {_bound(again.lower_bound, again.ceiling)}",
-            "must not pass the claim",
+            "repeated games",
+            f"{again.games} of one canary, Clopper-Pearson: epsilon at least "
+            f"{_bound(again.lower_bound, again.ceiling)}",
+            "at most the claim",
         ))  # fmt: skip
     if audit.mechanism is not None:
         ratio = audit.mechanism.sensitivity
-        rows.append(("one record's pull on a step's sum", f"{ratio:.3f} C", "at most C"))
+        rows.append(("one record's pull", f"moves a step's sum by {ratio:.3f} C", "at most C"))
         sampling = audit.mechanism.sampling
         if sampling is not None:
             size = f"{sampling.size_variance_ratio:.2f} of the binomial variance"
