@@ -132,6 +132,34 @@ class Console:
             _add(table, *row)
         self._out.print(table, width=min(self._out.width, _WIDEST))
 
+    def audit_table(self, audit: Mapping[str, Any]) -> None:
+        """What an audit found, and what it could not."""
+        from rich.text import Text
+
+        from fedot.report.audit_file import audit_from
+        from fedot.report.audit_section import LIMITS, audit_section
+
+        found = audit_section(audit_from(audit))
+        self.close()
+        width = min(self._out.width, _WIDEST)
+        table = _new_table(("audit", 21), ("measured", None))
+        for name, right, f_dp, one_run in found.games:
+            _add(table, name, f"{right} right; epsilon at least {f_dp} (f-DP), {one_run} (one-run)")
+        for name, measured, must in found.checks:
+            _add(table, name, f"{measured} (must be: {must})")
+        for name, auc, tpr, counts in found.attacks:
+            text = f"{name}: AUC {auc}, {tpr} found at 1 % false alarms ({counts})"
+            _add(table, "membership", text)
+        for name, hits, chance, tokens in found.recoveries:
+            _add(table, "tokens", f"{name}: {hits} of {tokens} found, {chance} by chance")
+        self._out.print(Text(found.verdict, "bold"), width=width)
+        self._out.print()
+        self._out.print(table, width=width)
+        told = [text for text in (found.power, *LIMITS) if text]
+        notes = [("!", text) for text in found.findings] + [("-", text) for text in told]
+        self._out.print()
+        self._out.print(_list_of(notes), width=width)
+
     def side_by_side(self, prompt: str, answers: Mapping[str, str]) -> None:
         """One prompt, and what each model adds to it."""
         from rich.rule import Rule

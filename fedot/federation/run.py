@@ -37,7 +37,7 @@ from fedot.models.plug_in import plug_in
 from fedot.privacy.noise import NoiseSource
 from fedot.seeds import derive_seed
 
-__all__ = ["simulate"]
+__all__ = ["learning_rate", "simulate"]
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ def _run_rounds(
             run_id=run.run_id,
             round=round,
             state=encode(state, state_chain(config.payload)).payload,
-            learning_rate=_learning_rate(config, round),
+            learning_rate=learning_rate(config, round),
             training=config.training,
             privacy=config.privacy,
             payload=config.payload,
@@ -326,7 +326,7 @@ def _sites(parts: Parts, run: RunFolder) -> list[Site]:
     return sites
 
 
-def _learning_rate(config: Config, round: int) -> float:
+def learning_rate(config: Config, round: int) -> float:
     """Cosine over the rounds, from the first one's rate to `final_lr_ratio` of it."""
     last = config.federation.rounds
     place = (round - 1) / (last - 1) if last > 1 else 0.0

@@ -36,6 +36,7 @@ __all__ = [
     "linear_names",
     "load_adapter",
     "save_adapter",
+    "unwrapped",
 ]
 
 logger = logging.getLogger(__name__)
