@@ -102,10 +102,10 @@ def drop_half_cost() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
     options = parser.parse_args()
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         for arm in options.arms:
             if not any((row["arm"], row["seed"]) == (arm, seed) for row in measured()):
                 row = run(arm, seed)
