@@ -98,6 +98,27 @@ class AdapterConfig(Section):
     num_end_blocks: int = Field(1, ge=1, description="blocks at the bottom, and as many at the top")
     rank: int = Field(8, ge=1, description="LoRA rank r")
     alpha: float = Field(16.0, gt=0, description="LoRA scale: alpha / r multiplies the product")
+    freeze: Literal["none", "A"] = Field(
+        "none", description="A: LoRA's A stays at its random start, B alone trains and travels"
+    )
+    alternate: bool = Field(
+        False, description="LoRA's B trains in odd rounds and its A in even ones; only that travels"
+    )
+
+    @model_validator(mode="after")
+    def _halves_are_of_lora(self) -> AdapterConfig:
+        asked = "adapter.freeze is A" if self.freeze == "A" else "adapter.alternate is true"
+        if (self.freeze == "A" or self.alternate) and self.kind != "lora":
+            raise ValueError(
+                f"{asked} but adapter.kind is {self.kind}, which has no A and B. Set kind: lora, "
+                "or leave it out."
+            )
+        if self.freeze == "A" and self.alternate:
+            raise ValueError(
+                "adapter.freeze is A and adapter.alternate is true; a frozen A never has its turn. "
+                "Set one of them."
+            )
+        return self
 
 
 class EmulatorConfig(Section):

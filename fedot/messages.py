@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
 from fedot.config import PayloadConfig, PrivacyConfig, TrainingConfig
 
 __all__ = [
+    "AdapterPart",
     "ClientFailure",
     "ClientInfo",
     "ClientResult",
@@ -21,6 +22,9 @@ __all__ = [
     "digest_of",
     "no_progress",
 ]
+
+AdapterPart = Literal["all", "A", "B"]
+"""What of an adapter trains in a round: every tensor, or one half of LoRA."""
 
 Progress = Callable[[str, int, int], None]
 """Called as `progress(stage, done, total)`; how it is shown is `fedot.console`'s business."""
@@ -58,6 +62,8 @@ class RoundTask:
         planned_rounds: by client name, for how many rounds of this run it is drawn at most; its
             noise is calibrated so that all of them stay within its target epsilon.
         seed: of the order of records where there is no DP; a DP client ignores it.
+        trains: what of the adapter trains; the rest stays as it is, and only this travels back.
+        state_part: what of the adapter `state` holds; the rest never changes (LoRA's frozen A).
         deadline_s: seconds a client may take, or None.
     """
 
@@ -70,6 +76,8 @@ class RoundTask:
     payload: PayloadConfig
     planned_rounds: Mapping[str, int]
     seed: int = 0
+    trains: AdapterPart = "all"
+    state_part: AdapterPart = "all"
     deadline_s: float | None = None
 
     @property

@@ -24,7 +24,7 @@ from fedot.data.tokenize import Sequences
 from fedot.errors import ProtocolError
 from fedot.journal import write_durably
 from fedot.messages import ClientInfo, ClientResult, RoundTask, digest_of
-from fedot.models.adapters import Adapter
+from fedot.models.adapters import Adapter, part_names
 from fedot.privacy.accounting import SampledGaussian, calibrate_noise
 from fedot.privacy.ledger import Ledger
 from fedot.privacy.noise import NoiseSource
@@ -140,8 +140,8 @@ def _trained_update(
     autocast: bool,
     make_noise: Callable[[], NoiseSource],
 ) -> dict[str, Tensor]:
-    before = decode(task.state, spec_of(adapter.state()), allowed=[state_chain(task.payload)])
-    adapter.load(before)
+    before = _load_state(adapter, task)
+    adapter.train_only(task.trains)
     settings = TrainingSettings(
         num_steps=task.training.steps_per_round,
         batch_size=task.training.batch_size,
@@ -158,7 +158,7 @@ def _trained_update(
             event.sampling_prob, event.noise_multiplier, task.privacy.l2_clip_norm
         )
         train_privately(adapter, site.records, settings, private, make_noise())
-    update = {name: after - before[name] for name, after in adapter.state().items()}
+    update = _what_moved(adapter, before)
     if all(bool((change.abs() <= _LARGEST_CHANGE).all()) for change in update.values()):
         return update
     if event is None:
@@ -170,6 +170,36 @@ def _trained_update(
     # for. An empty update is computed from the noised one, so it costs nothing more.
     logger.warning("training diverged in round %d; lower training.learning_rate", task.round)
     return {name: torch.zeros_like(change) for name, change in update.items()}
+
+
+def _load_state(adapter: Adapter, task: RoundTask) -> dict[str, Tensor]:
+    """Put the server's state on the adapter; all of it, or without the half that never changes.
+
+    Raises:
+        WireError: it is neither.
+    """
+    start = adapter.state()
+    travels = part_names(start, task.state_part)
+    expected = spec_of({name: start[name] for name in travels})
+    arrived = decode(task.state, expected, allowed=[state_chain(task.payload)])
+    before = {**start, **arrived}
+    adapter.load(before)
+    return before
+
+
+def _what_moved(adapter: Adapter, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """After minus before, of what trains.
+
+    Raises:
+        ValueError: something else moved, which nobody would be told of and no noise covers.
+    """
+    trained, update = adapter.trained, {}
+    for name, after in adapter.state().items():
+        if name in trained:
+            update[name] = after - before[name]
+        elif not torch.equal(after, before[name]):
+            raise ValueError(f"{name} is frozen in this round and moved; nothing was stored.")
+    return update
 
 
 def _update_path(site: Site, task: RoundTask) -> Path:

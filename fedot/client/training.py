@@ -68,7 +68,7 @@ def train(
             with _autocast(adapter.model, settings):
                 losses = sequence_losses(adapter.model, records.take(part))
             (losses.sum() / len(rows)).backward()
-        nn.utils.clip_grad_norm_(adapter.parameters.values(), max_norm=1.0)
+        nn.utils.clip_grad_norm_(adapter.trained.values(), max_norm=1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     adapter.model.eval()
@@ -85,8 +85,12 @@ def train_privately(
 
     Guarantees:
         `settings.num_steps` steps of the Poisson-sampled Gaussian mechanism with q =
-        `private.sampling_prob` and z = `private.noise_multiplier`.
+        `private.sampling_prob` and z = `private.noise_multiplier`, on every tensor that trains.
+
+    Raises:
+        ValueError: something trains that would be neither clipped nor noised.
     """
+    _refuse_unnoised(adapter)
     optimizer = PrivateOptimizer(
         _adamw(adapter, settings),
         l2_clip_norm=private.l2_clip_norm,
@@ -109,11 +113,26 @@ def train_privately(
 
 def _adamw(adapter: Adapter, settings: TrainingSettings) -> torch.optim.AdamW:
     return torch.optim.AdamW(
-        adapter.parameters.values(),
+        adapter.trained.values(),
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
         betas=(0.9, 0.99),
     )
+
+
+def _refuse_unnoised(adapter: Adapter) -> None:
+    """A part that trains on the records without noise spoils the claim for all that is sent.
+
+    What is sent is computed with it in the next step (FedSA-LoRA keeps B so), and a model that
+    holds it is shown in the end.
+    """
+    noised = {id(parameter) for parameter in adapter.trained.values()}
+    for name, parameter in adapter.model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in noised:
+            raise ValueError(
+                f"{name} trains but is no part of what is clipped and noised; a local part without "
+                "noise and a DP claim exclude each other. Freeze it, or train without DP."
+            )
 
 
 def _autocast(model: nn.Module, settings: TrainingSettings) -> torch.autocast | nullcontext[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +14,12 @@ from fedot.compression.codec import encode
 from fedot.config import Config, EmulatorConfig
 from fedot.federation.cohort import draw_cohorts, planned_rounds
 from fedot.federation.parts import Parts, load_parts
+from fedot.federation.rounds import part_of
+from fedot.federation.turns import state_part, trained_part
+from fedot.messages import AdapterPart
 from fedot.models.adapters import attach
 from fedot.models.anatomy import anatomy_of, shallower
 from fedot.privacy.accounting import SampledGaussian, calibrate_noise, epsilon_of
-from fedot.seeds import derive_seed
 
 __all__ = ["Estimate", "estimate"]
 
@@ -69,20 +72,23 @@ def estimate(config: Config) -> Estimate:
     emulator = shallower(parts.model, parts.kept)
     width = {p.element_size() for p in parts.model.parameters()}.pop()
     emulator_parameters = emulator.num_parameters()
-    adapter = attach(emulator, parts.adapter, parts.kept, derive_seed(config.seed, "adapter"))
+    adapter = attach(emulator, parts.adapter, parts.kept)
     cohorts = draw_cohorts(
         config.seed, config.federation.rounds, list(parts.train), config.federation.cohort_size
     )
     planned = planned_rounds(cohorts)
-    total = sum(planned.values())
     rng = torch.Generator().manual_seed(0)
     update = {n: torch.randn(p.shape, generator=rng) for n, p in adapter.parameters.items()}
-    sent = encode(update, update_chain(config.payload))
+    total = sum(planned.values())
+    sent, float32 = _sent_bytes(config, update, [len(cohort) for cohort in cohorts])
     # LoRA starts half zero, which no later state is.
     start = adapter.state()
     later = {name: tensor + update[name] for name, tensor in start.items()}
     down = state_chain(config.payload)
-    first, rest = len(encode(start, down).payload), len(encode(later, down).payload)
+    first, rest = (
+        len(encode(part_of(state, state_part(config.adapter)), down).payload)
+        for state in (start, later)
+    )
     client = _client_bytes(config, parts, emulator_parameters * width, adapter.num_parameters)
     epsilon, noise = _privacy(config, parts, planned)
     return Estimate(
@@ -92,12 +98,27 @@ def estimate(config: Config) -> Estimate:
         client_bytes=client,
         server_bytes=_server_bytes(config, parts.model.num_parameters(), width, client),
         seconds=_tokens(config, parts, total) * per_token,
-        sent_bytes=len(sent.payload) * total,
-        float32_bytes=4 * adapter.num_parameters * total,
+        sent_bytes=sent,
+        float32_bytes=float32,
         received_bytes=first * len(cohorts[0]) + rest * (total - len(cohorts[0])),
         epsilon=epsilon,
         noise_multiplier=noise,
     )
+
+
+def _sent_bytes(
+    config: Config, update: dict[str, torch.Tensor], cohort_sizes: list[int]
+) -> tuple[int, int]:
+    """All updates encoded, and as float32; in every round that half which has its turn."""
+    updates: Counter[AdapterPart] = Counter()
+    for round, size in enumerate(cohort_sizes, start=1):
+        updates[trained_part(config.adapter, round)] += size
+    sent = float32 = 0
+    for trains, num_updates in updates.items():
+        part = part_of(update, trains)
+        sent += num_updates * len(encode(part, update_chain(config.payload)).payload)
+        float32 += num_updates * 4 * sum(tensor.numel() for tensor in part.values())
+    return sent, float32
 
 
 def _seconds_per_token(parts: Parts) -> float:

@@ -80,6 +80,7 @@ def load_parts(config: Config) -> Parts:
         rank=config.adapter.rank,
         alpha=config.adapter.alpha,
         targets=linear_names(model, blocks) if lora else (),
+        seed=derive_seed(config.seed, "adapter"),
     )
     train, choose, report = _client_records(config, tokenizer)
     owner_train, owner_held_out, proxy = _owner_records(config, tokenizer)

@@ -17,9 +17,10 @@ from fedot.compression.codec import Step, TensorSpec, decode, encode, plan, spec
 from fedot.engines.engine import Engine
 from fedot.errors import ProtocolError, WireError
 from fedot.journal import Journal
-from fedot.messages import ClientFailure, ClientResult, Progress, RoundTask
+from fedot.messages import AdapterPart, ClientFailure, ClientResult, Progress, RoundTask
+from fedot.models.adapters import part_names
 
-__all__ = ["RoundOutcome", "collect", "from_journal", "next_state", "to_journal"]
+__all__ = ["RoundOutcome", "collect", "from_journal", "next_state", "part_of", "to_journal"]
 
 logger = logging.getLogger(__name__)
 
@@ -90,11 +91,12 @@ def next_state(
     if not received:
         reason = next(iter(failed.values()), "nobody answered")
         raise ProtocolError(f"round {task.round} got no update. First reason: {reason}")
-    chain = update_chain(task.payload)
+    chain, expected = update_chain(task.payload), spec_of(part_of(before, task.trains))
     payloads = [journal.payload(update.digest) for update in received]
-    updates = [decode(payload, spec_of(before), allowed=[chain]) for payload in payloads]
+    updates = [decode(payload, expected, allowed=[chain]) for payload in payloads]
     change = trimmed_mean(updates, num_trimmed)
-    state = {n: (t.double() + server_learning_rate * change[n]).float() for n, t in before.items()}
+    moved = {n: (before[n].double() + server_learning_rate * c).float() for n, c in change.items()}
+    state = {**before, **moved}
     bytes_after: Counter[str] = Counter()
     for update in received:
         bytes_after.update(update.metadata["bytes_after"])
@@ -114,6 +116,12 @@ def next_state(
         "learning_rate": task.learning_rate,
     }
     return RoundOutcome(state, metrics)
+
+
+def part_of(state: State, part: AdapterPart) -> State:
+    """The tensors of a state that belong to a part of the adapter."""
+    names = part_names(state, part)
+    return {name: tensor for name, tensor in state.items() if name in names}
 
 
 def to_journal(state: State) -> bytes:

@@ -26,8 +26,9 @@ from fedot.federation.assess import FIVE, kept_quality
 from fedot.federation.cohort import draw_cohorts, planned_rounds
 from fedot.federation.folder import RunFolder, check_out, open_run
 from fedot.federation.parts import Parts, load_parts, pooled
-from fedot.federation.rounds import collect, from_journal, next_state, to_journal
+from fedot.federation.rounds import collect, from_journal, next_state, part_of, to_journal
 from fedot.federation.summary import summarize
+from fedot.federation.turns import state_part, trained_part
 from fedot.messages import ClientInfo, Progress, RoundTask, no_progress
 from fedot.models.adapters import Adapter, attach, save_adapter
 from fedot.models.anatomy import load_model, shallower
@@ -171,8 +172,7 @@ def _load_models(
         "parameters": emulator.num_parameters(),
         "full_parameters": parts.model.num_parameters(),
     }
-    seed = derive_seed(config.seed, "adapter")
-    on_emulator = attach(emulator, bundle.adapter, bundle.layer_map, seed)
+    on_emulator = attach(emulator, bundle.adapter, bundle.layer_map)
     run.journal.note("adapter_parameters", on_emulator.num_parameters)
     run.journal.note("sizes", sizes)
     on_full = plug_in(parts.model, bundle.adapter, on_emulator.state())
@@ -203,19 +203,22 @@ def _run_rounds(
     for round in range(journal.last_closed() + 1, federation.rounds + 1):
         started = time.monotonic()
         state = from_journal(journal.state(round - 1), expected)
+        trains, travels = trained_part(config.adapter, round), state_part(config.adapter)
         task = RoundTask(
             run_id=run.run_id,
             round=round,
-            state=encode(state, state_chain(config.payload)).payload,
+            state=encode(part_of(state, travels), state_chain(config.payload)).payload,
             learning_rate=_learning_rate(config, round),
             training=config.training,
             privacy=config.privacy,
             payload=config.payload,
             planned_rounds=planned_rounds(cohorts),
             seed=config.seed,
+            trains=trains,
+            state_part=travels,
         )
         cohort = cohorts[round - 1]
-        failed = collect(engine, journal, task, cohort, expected, progress)
+        failed = collect(engine, journal, task, cohort, spec_of(part_of(state, trains)), progress)
         outcome = next_state(
             journal,
             task,
