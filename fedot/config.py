@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from fedot.config_privacy import ClientLevelConfig, PrivacyConfig
+from fedot.config_section import Section
 from fedot.errors import ConfigError
 
 __all__ = [
     "AdapterConfig",
+    "ClientLevelConfig",
     "Config",
     "DataConfig",
     "EmulatorConfig",
@@ -25,18 +28,13 @@ __all__ = [
     "ModelConfig",
     "PayloadConfig",
     "PrivacyConfig",
+    "Section",
     "TrainingConfig",
     "config_from_dict",
     "load_config",
     "to_yaml",
     "with_overrides",
 ]
-
-
-class Section(BaseModel):
-    """A frozen part of the config that knows all its keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -146,19 +144,6 @@ class TrainingConfig(Section):
     weight_decay: float = Field(0.0, ge=0, description="of AdamW, on what trains")
 
 
-class PrivacyConfig(Section):
-    """What a client's update may reveal. `unit: none` trains without DP."""
-
-    unit: Literal["none", "example"] = Field(
-        "example", description="one record (example), or no differential privacy at all (none)"
-    )
-    target_epsilon: float = Field(8.0, gt=0, le=100, description="spent over all rounds together")
-    delta: float = Field(
-        1e-5, gt=0, lt=1, description="chance that epsilon does not hold; well below 1 / records"
-    )
-    l2_clip_norm: float = Field(1.0, gt=0, description="bound C on one example's gradient")
-
-
 class PayloadConfig(Section):
     """What the bytes of an update go through."""
 
@@ -184,7 +169,10 @@ class FederationConfig(Section):
 
     rounds: int = Field(6, ge=1, description="exchanges between owner and clients")
     cohort_size: int | None = Field(
-        None, ge=1, description="clients drawn uniformly each round; null takes all"
+        None,
+        ge=1,
+        description="clients drawn uniformly each round (with client-level DP each by its own "
+        "coin, so many on average); null takes all",
     )
     server_learning_rate: float = Field(
         1.0,
@@ -243,6 +231,13 @@ class Config(Section):
             raise ValueError(
                 f"federation.num_trimmed is {trimmed}; dropping {2 * trimmed} of {cohort} values "
                 "leaves none. It must be below half of the cohort."
+            )
+        if self.privacy.protects_clients and self.federation.aggregation != "mean":
+            raise ValueError(
+                f"privacy.unit is {self.privacy.unit} and federation.aggregation is "
+                f"{self.federation.aggregation}; noise at the server covers the mean of clipped "
+                "updates, and one client can move a robust rule by more than that. Set "
+                "aggregation: mean, or privacy.unit: example."
             )
         if self.federation.aggregation == "mean" and trimmed:
             raise ValueError(

@@ -43,6 +43,8 @@ FLOORS = {
     "compression": 1,
     "privacy": 1,
     "config": 0,
+    "config_privacy": 0,
+    "config_section": 0,
     "config_text": 0,
     "errors": 0,
     "messages": 0,

@@ -110,7 +110,7 @@ def run_round(
 
 def privacy_event(site: Site, task: RoundTask) -> SampledGaussian | None:
     """What one round costs this site; None without DP."""
-    if task.privacy.unit == "none":
+    if not task.privacy.protects_records:
         return None
     planned = task.planned_rounds[site.info.name]
     return round_event(task.training, task.privacy, len(site.records), planned)

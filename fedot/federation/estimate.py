@@ -12,7 +12,7 @@ from fedot.client.chains import state_chain, update_chain
 from fedot.client.training import sequence_losses
 from fedot.compression.codec import encode
 from fedot.config import Config, EmulatorConfig
-from fedot.federation.cohort import draw_cohorts, planned_rounds
+from fedot.federation.cohort import most_rounds
 from fedot.federation.parts import Parts, load_parts
 from fedot.federation.rounds import part_of
 from fedot.federation.turns import state_part, trained_part
@@ -73,14 +73,13 @@ def estimate(config: Config) -> Estimate:
     width = {p.element_size() for p in parts.model.parameters()}.pop()
     emulator_parameters = emulator.num_parameters()
     adapter = attach(emulator, parts.adapter, parts.kept)
-    cohorts = draw_cohorts(
-        config.seed, config.federation.rounds, list(parts.train), config.federation.cohort_size
-    )
-    planned = planned_rounds(cohorts)
+    names, num_rounds = list(parts.train), config.federation.rounds
+    # Poisson cohorts are that large on average.
+    size = config.federation.cohort_size or len(names)
+    total = size * num_rounds
     rng = torch.Generator().manual_seed(0)
     update = {n: torch.randn(p.shape, generator=rng) for n, p in adapter.parameters.items()}
-    total = sum(planned.values())
-    sent, float32 = _sent_bytes(config, update, [len(cohort) for cohort in cohorts])
+    sent, float32 = _sent_bytes(config, update, [size] * num_rounds)
     # LoRA starts half zero, which no later state is.
     start = adapter.state()
     later = {name: tensor + update[name] for name, tensor in start.items()}
@@ -90,7 +89,7 @@ def estimate(config: Config) -> Estimate:
         for state in (start, later)
     )
     client = _client_bytes(config, parts, emulator_parameters * width, adapter.num_parameters)
-    epsilon, noise = _privacy(config, parts, planned)
+    epsilon, noise = _privacy(config, parts, most_rounds(config, names))
     return Estimate(
         full_parameters=parts.model.num_parameters(),
         emulator_parameters=emulator_parameters,
@@ -100,7 +99,7 @@ def estimate(config: Config) -> Estimate:
         seconds=_tokens(config, parts, total) * per_token,
         sent_bytes=sent,
         float32_bytes=float32,
-        received_bytes=first * len(cohorts[0]) + rest * (total - len(cohorts[0])),
+        received_bytes=first * size + rest * (total - size),
         epsilon=epsilon,
         noise_multiplier=noise,
     )
@@ -160,7 +159,7 @@ def _client_bytes(config: Config, parts: Parts, weights: int, num_parameters: in
     depth, width, vocabulary = len(parts.kept), int(model.hidden_size), int(model.vocab_size)
     activations = 4 * rows * config.data.max_tokens * depth * width * _ACTIVATIONS_PER_UNIT
     logits = 3 * 4 * rows * config.data.max_tokens * vocabulary
-    private = config.privacy.unit != "none"
+    private = config.privacy.protects_records
     gradients = 4 * num_parameters * (rows if private else 1)
     optimizer = 4 * num_parameters * 4
     return weights + activations + logits + gradients + optimizer
@@ -177,7 +176,7 @@ def _server_bytes(config: Config, full_parameters: int, width: int, client_bytes
 def _privacy(
     config: Config, parts: Parts, planned: dict[str, int]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    if config.privacy.unit == "none":
+    if not config.privacy.protects_records:
         return {}, {}
     epsilon, noise = {}, {}
     for name, records in parts.train.items():

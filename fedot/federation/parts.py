@@ -11,11 +11,13 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fedot.client.chains import update_chain
 from fedot.config import Config, DataConfig, EmulatorConfig
 from fedot.data.records import Record, read_records, read_text, split_records
 from fedot.data.tokenize import Sequences, tokenize_records, windows
 from fedot.emulator.selection import kept_blocks
 from fedot.errors import ConfigError
+from fedot.federation.server_noise import check_chain
 from fedot.models.adapters import AdapterSpec, blocks_of, linear_names
 from fedot.models.anatomy import anatomy_of, load_model, load_tokenizer, pick_device
 from fedot.seeds import derive_seed
@@ -60,6 +62,8 @@ def load_parts(config: Config) -> Parts:
     Raises:
         ConfigError: a file, the model or a number cannot be used as asked.
     """
+    if config.privacy.protects_clients:
+        check_chain(update_chain(config.payload))
     device = pick_device(config.model.device)
     model = load_model(config.model.path, config.model.dtype, device)
     tokenizer = load_tokenizer(config.model.path)
@@ -172,7 +176,7 @@ def _sequences(
 
 def _check_private(config: Config, model: PreTrainedModel) -> None:
     positions = [name for name, _ in model.named_parameters() if "wpe" in name]
-    if config.adapter.kind == "full" and config.privacy.unit != "none" and positions:
+    if config.adapter.kind == "full" and config.privacy.protects_records and positions:
         raise ConfigError(
             f"adapter.kind is full, which trains {positions[0]}; all records of a batch share it, "
             "so it has no gradient per record. Use kind blocks or lora, or privacy.unit=none."

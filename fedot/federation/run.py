@@ -23,10 +23,18 @@ from fedot.engines.local import LocalEngine
 from fedot.evaluation.ceiling import full_fine_tuning
 from fedot.evaluation.quality import Quality, measure
 from fedot.federation.assess import FIVE, kept_quality
-from fedot.federation.cohort import draw_cohorts, planned_rounds
+from fedot.federation.cohort import most_rounds, run_cohorts
 from fedot.federation.folder import RunFolder, check_out, open_run
 from fedot.federation.parts import Parts, load_parts, pooled
-from fedot.federation.rounds import collect, from_journal, next_state, part_of, to_journal
+from fedot.federation.rounds import (
+    collect,
+    from_journal,
+    next_state,
+    part_of,
+    plain_aggregate,
+    to_journal,
+)
+from fedot.federation.server_noise import ServerNoise, client_event
 from fedot.federation.summary import summarize
 from fedot.federation.turns import state_part, trained_part
 from fedot.messages import ClientInfo, Progress, RoundTask, no_progress
@@ -102,7 +110,11 @@ def simulate(
             **_timed(run, "evaluation", lambda: _tuned(config, parts, models, run, progress)),
         }
         ledgers = {site.info.name: site.ledger for site in _sites(parts, run)}
-        summary = summarize(config, parts, bundle, run.journal, ledgers, five, general, name)
+        server = ServerNoise.of_run(config, run.path, make_noise)
+        server_ledger = None if server is None else server.ledger
+        summary = summarize(
+            config, parts, bundle, run.journal, ledgers, server_ledger, five, general, name
+        )
         if make_noise != NoiseSource.from_os:
             summary["notes"]["noise"] = "privacy noise came from the caller: no epsilon is claimed."
         run.write_json("summary.json", summary)
@@ -111,10 +123,11 @@ def simulate(
 
 def _check_budget(config: Config, parts: Parts) -> None:
     """Refuse a budget that no noise meets before anything is built for it."""
-    if config.privacy.unit == "none":
+    if config.privacy.protects_clients:
+        client_event(config)
+    if not config.privacy.protects_records:
         return
-    size, rounds = config.federation.cohort_size, config.federation.rounds
-    planned = planned_rounds(draw_cohorts(config.seed, rounds, list(parts.train), size))
+    planned = most_rounds(config, list(parts.train))
     for name, records in parts.train.items():
         if name in planned:
             round_event(config.training, config.privacy, len(records), planned[name])
@@ -194,7 +207,8 @@ def _run_rounds(
     engine = LocalEngine(models.on_emulator, sites, models.autocast, make_noise)
     names = [info.name for info in engine.clients()]
     federation = config.federation
-    cohorts = draw_cohorts(config.seed, federation.rounds, names, federation.cohort_size)
+    cohorts = run_cohorts(config, journal, names, make_noise)
+    server_noise = ServerNoise.of_run(config, run.path, make_noise)
     expected = spec_of(models.on_emulator.state())
     if journal.last_closed() < 0:
         start = models.on_emulator.state()
@@ -212,11 +226,13 @@ def _run_rounds(
             training=config.training,
             privacy=config.privacy,
             payload=config.payload,
-            planned_rounds=planned_rounds(cohorts),
+            planned_rounds=most_rounds(config, names),
             seed=config.seed,
             trains=trains,
             state_part=travels,
         )
+        if server_noise is not None:
+            server_noise.reserve(task)
         cohort = cohorts[round - 1]
         failed = collect(engine, journal, task, cohort, spec_of(part_of(state, trains)), progress)
         outcome = next_state(
@@ -225,7 +241,9 @@ def _run_rounds(
             state,
             cohort,
             failed,
-            federation.num_trimmed,
+            plain_aggregate(round, federation.num_trimmed, failed)
+            if server_noise is None
+            else server_noise.aggregate(journal, task),
             federation.server_learning_rate,
         )
         metrics = {
