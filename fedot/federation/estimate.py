@@ -15,6 +15,7 @@ from fedot.config import Config, EmulatorConfig
 from fedot.federation.cohort import most_rounds
 from fedot.federation.parts import Parts, load_parts
 from fedot.federation.rounds import part_of
+from fedot.federation.server_noise import client_event
 from fedot.federation.turns import state_part, trained_part
 from fedot.messages import AdapterPart
 from fedot.models.adapters import attach
@@ -46,6 +47,7 @@ class Estimate:
         received_bytes: all states, server to clients.
         epsilon: by client, at the end; empty without DP.
         noise_multiplier: by client; empty without DP.
+        client_epsilon: of one client with all its records, from noise at the server; None without.
     """
 
     full_parameters: int
@@ -59,6 +61,7 @@ class Estimate:
     received_bytes: int
     epsilon: dict[str, float]
     noise_multiplier: dict[str, float]
+    client_epsilon: float | None
 
 
 def estimate(config: Config) -> Estimate:
@@ -102,6 +105,7 @@ def estimate(config: Config) -> Estimate:
         received_bytes=first * size + rest * (total - size),
         epsilon=epsilon,
         noise_multiplier=noise,
+        client_epsilon=_client_epsilon(config),
     )
 
 
@@ -171,6 +175,13 @@ def _server_bytes(config: Config, full_parameters: int, width: int, client_bytes
     # Float32 weights, gradients, two moments, and copies of the start and of the best state.
     ceiling = 6 * 4 * full_parameters if config.evaluation.ceiling_learning_rates else 0
     return full + client_bytes + ceiling
+
+
+def _client_epsilon(config: Config) -> float | None:
+    if not config.privacy.protects_clients:
+        return None
+    events = [client_event(config)] * config.federation.rounds
+    return epsilon_of(events, config.privacy.client_level.delta)
 
 
 def _privacy(

@@ -24,7 +24,7 @@ __all__ = ["summarize"]
 _ASSUMES = "The server is trusted with the updates; anybody may know who takes part."
 _ASSUMES_SECRET_COHORTS = (
     "The server is trusted with the updates, and nobody else sees who takes part in a round: no "
-    "other client, and no reader of metrics.jsonl, the report's table of rounds or the journal."
+    "other client, and no reader of metrics.jsonl, of the journal or of the rounds in a report."
 )
 _PACKAGES = ("torch", "transformers", "peft", "opacus", "dp-accounting", "numpy")
 
