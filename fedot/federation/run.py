@@ -27,6 +27,7 @@ from fedot.federation.cohort import most_rounds, run_cohorts
 from fedot.federation.folder import RunFolder, check_out, open_run
 from fedot.federation.parts import Parts, load_parts, pooled
 from fedot.federation.rounds import (
+    State,
     collect,
     from_journal,
     next_state,
@@ -217,24 +218,12 @@ def _run_rounds(
     for round in range(journal.last_closed() + 1, federation.rounds + 1):
         started = time.monotonic()
         state = from_journal(journal.state(round - 1), expected)
-        trains, travels = trained_part(config.adapter, round), state_part(config.adapter)
-        task = RoundTask(
-            run_id=run.run_id,
-            round=round,
-            state=encode(part_of(state, travels), state_chain(config.payload)).payload,
-            learning_rate=_learning_rate(config, round),
-            training=config.training,
-            privacy=config.privacy,
-            payload=config.payload,
-            planned_rounds=most_rounds(config, names),
-            seed=config.seed,
-            trains=trains,
-            state_part=travels,
-        )
+        task = _task(config, run.run_id, round, state, names)
         if server_noise is not None:
             server_noise.reserve(task)
         cohort = cohorts[round - 1]
-        failed = collect(engine, journal, task, cohort, spec_of(part_of(state, trains)), progress)
+        moves = spec_of(part_of(state, task.trains))
+        failed = collect(engine, journal, task, cohort, moves, progress)
         outcome = next_state(
             journal,
             task,
@@ -256,6 +245,24 @@ def _run_rounds(
         on_round(metrics)
     # Once more: a kill may have come between the last round's end and its line.
     run.write_metrics()
+
+
+def _task(config: Config, run_id: str, round: int, state: State, names: Sequence[str]) -> RoundTask:
+    """What the server asks of a round's cohort."""
+    travels = state_part(config.adapter)
+    return RoundTask(
+        run_id=run_id,
+        round=round,
+        state=encode(part_of(state, travels), state_chain(config.payload)).payload,
+        learning_rate=_learning_rate(config, round),
+        training=config.training,
+        privacy=config.privacy,
+        payload=config.payload,
+        planned_rounds=most_rounds(config, names),
+        seed=config.seed,
+        trains=trained_part(config.adapter, round),
+        state_part=travels,
+    )
 
 
 def _round_losses(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,25 @@ def test_empty_cohort_releases_noise_and_costs_a_round(
         assert 0 < told["epsilon"] < 8
         again, _ = server.release(journal, task, part, [])
         assert all(torch.equal(change[name], again[name]) for name in change)
+
+
+@pytest.mark.parametrize("num_answered", [1, 2])
+def test_wiring_clips_whole_updates_and_divides_by_the_expected_number(
+    tiny_config: dict[str, Any], out: Path, num_answered: int
+) -> None:
+    """Three are expected. Planted: dividing by who answered, clipping per tensor or not at all."""
+    config = config_with(tiny_config, *CLIENT, "privacy.client_level.l2_clip_norm=0.5")
+    server = ServerNoise.of_run(config, out, NoiseSource.from_os)
+    assert server is not None
+    # Almost no noise, so that what is left can be seen; nothing is claimed here.
+    quiet = replace(server, event=replace(server.event, noise_multiplier=1e-9))
+    server.reserve(a_task(config))
+    part = {"b": torch.zeros(3, 4), "a": torch.zeros(5)}
+    update = {name: torch.full_like(tensor, 7.0) for name, tensor in part.items()}
+    with Journal(out / "journal.sqlite") as journal:
+        change, _ = quiet.release(journal, a_task(config), part, [update] * num_answered)
+    norm = float(torch.cat([tensor.flatten() for tensor in change.values()]).norm())
+    assert norm == pytest.approx(num_answered * 0.5 / 3, rel=1e-6)
 
 
 def test_a_round_more_than_planned_is_refused(tiny_config: dict[str, Any], out: Path) -> None:
