@@ -137,11 +137,14 @@ class TrainingConfig(Section):
     micro_batch_size: int = Field(
         64, ge=1, description="most records in one forward pass; bounds memory, not the result"
     )
-    learning_rate: float = Field(3e-3, gt=0, description="AdamW, at the start of the run")
+    learning_rate: float = Field(3e-3, gt=0, description="at the start of the run")
+    optimizer: Literal["adamw", "sgd"] = Field(
+        "adamw", description="of the local steps; sgd sends plain gradients to a server with adam"
+    )
     final_lr_ratio: float = Field(
         0.1, ge=0, le=1, description="last round's learning rate over the first one's (cosine)"
     )
-    weight_decay: float = Field(0.0, ge=0, description="of AdamW, on what trains")
+    weight_decay: float = Field(0.0, ge=0, description="on what trains")
 
 
 class PayloadConfig(Section):
@@ -178,7 +181,11 @@ class FederationConfig(Section):
         1.0,
         gt=0,
         le=10,
-        description="the cohort's mean update is scaled by this; above 1 where clients differ",
+        description="the cohort's mean update is scaled by this; above 1 where clients differ. "
+        "With adam: how far a value moves in a round",
+    )
+    server_optimizer: Literal["sgd", "adam"] = Field(
+        "sgd", description="sgd adds the mean update; adam scales it by what came in all rounds"
     )
     aggregation: Literal["mean", "trimmed_mean"] = Field(
         "mean", description="how updates become one: mean, or trimmed_mean against liars"

@@ -148,6 +148,7 @@ def _trained_update(
         micro_batch_size=task.training.micro_batch_size,
         learning_rate=task.learning_rate,
         weight_decay=task.training.weight_decay,
+        optimizer=task.training.optimizer,
         autocast=autocast,
     )
     if event is None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ class TrainingSettings:
     micro_batch_size: int
     learning_rate: float
     weight_decay: float = 0.0
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     autocast: bool = False
     """Compute in bfloat16 while parameters stay float32."""
 
@@ -59,7 +61,7 @@ def train(
     adapter: Adapter, records: Sequences, settings: TrainingSettings, rng: torch.Generator
 ) -> None:
     """Train in place without privacy: shuffled batches, seeded order."""
-    optimizer = _adamw(adapter, settings)
+    optimizer = _optimizer(adapter, settings)
     adapter.model.train()
     for _, rows in zip(
         range(settings.num_steps), _shuffled(len(records), settings.batch_size, rng), strict=False
@@ -92,7 +94,7 @@ def train_privately(
     """
     _refuse_unnoised(adapter)
     optimizer = PrivateOptimizer(
-        _adamw(adapter, settings),
+        _optimizer(adapter, settings),
         l2_clip_norm=private.l2_clip_norm,
         noise_multiplier=private.noise_multiplier,
         expected_batch_size=private.sampling_prob * len(records),
@@ -111,7 +113,11 @@ def train_privately(
             private_step(optimizer, micro_batches)
 
 
-def _adamw(adapter: Adapter, settings: TrainingSettings) -> torch.optim.AdamW:
+def _optimizer(adapter: Adapter, settings: TrainingSettings) -> torch.optim.Optimizer:
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            adapter.trained.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
     return torch.optim.AdamW(
         adapter.trained.values(),
         lr=settings.learning_rate,

@@ -95,7 +95,7 @@ def next_state(
     cohort: Sequence[str],
     failed: Mapping[str, str],
     aggregate: Aggregate,
-    server_learning_rate: float,
+    step: Callable[[State], State],
 ) -> RoundOutcome:
     """Aggregate the stored updates and step; the same payloads make the same bits.
 
@@ -106,7 +106,7 @@ def next_state(
         cohort: who was asked.
         failed: who did not answer, and why.
         aggregate: makes one change of the updates of what trains; see `Aggregate`.
-        server_learning_rate: scales that change.
+        step: the server optimizer's, from that change to what is added to the state.
 
     Raises:
         ProtocolError: too few updates for the rule.
@@ -117,7 +117,7 @@ def next_state(
     payloads = [journal.payload(update.digest) for update in received]
     updates = [decode(payload, expected, allowed=[chain]) for payload in payloads]
     change, told = aggregate(part, updates)
-    moved = {n: (before[n].double() + server_learning_rate * c).float() for n, c in change.items()}
+    moved = {n: (before[n].double() + added).float() for n, added in step(change).items()}
     state = {**before, **moved}
     bytes_after: Counter[str] = Counter()
     for update in received:

@@ -36,6 +36,7 @@ from fedot.federation.rounds import (
     to_journal,
 )
 from fedot.federation.server_noise import ServerNoise, client_event
+from fedot.federation.server_step import server_step
 from fedot.federation.summary import summarize
 from fedot.federation.turns import state_part, trained_part
 from fedot.messages import ClientInfo, Progress, RoundTask, no_progress
@@ -233,7 +234,7 @@ def _run_rounds(
             plain_aggregate(round, federation.num_trimmed, failed)
             if server_noise is None
             else server_noise.aggregate(journal, task),
-            federation.server_learning_rate,
+            server_step(journal, federation, round),
         )
         metrics = {
             **outcome.metrics,
