@@ -90,8 +90,10 @@ class AdapterConfig(Section):
     kind: Literal["lora", "blocks", "full"] = Field(
         "lora", description="LoRA on blocks, whole blocks, or every parameter (no emulator only)"
     )
-    blocks: Literal["ends", "all"] | list[int] = Field(
-        "ends", description="ends, or (no emulator only) all or block numbers counted from 0"
+    blocks: Literal["ends", "top", "all"] | list[int] = Field(
+        "ends",
+        description="ends, top (only the last ones: less work, less to noise), or (no emulator only) "
+        "all or block numbers counted from 0",
     )
     num_end_blocks: int = Field(1, ge=1, description="blocks at the bottom, and as many at the top")
     rank: int = Field(8, ge=1, description="LoRA rank r")
@@ -252,12 +254,12 @@ class Config(Section):
                 "nothing. Set aggregation: trimmed_mean."
             )
         if self.emulator != "none" and (
-            self.adapter.kind == "full" or self.adapter.blocks != "ends"
+            self.adapter.kind == "full" or self.adapter.blocks not in ("ends", "top")
         ):
             raise ValueError(
                 f"adapter.kind is {self.adapter.kind} on blocks {self.adapter.blocks}; with an "
                 "emulator only the end blocks can train. Set emulator: none to share the whole "
-                "model, or adapter.blocks: ends with kind lora or blocks."
+                "model, or adapter.blocks: ends or top with kind lora or blocks."
             )
         return self
 

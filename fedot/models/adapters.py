@@ -177,14 +177,14 @@ def blocks_of(num_blocks: int, wanted: str | Sequence[int], num_end_blocks: int)
     Raises:
         ConfigError: a number is out of range, or the ends meet.
     """
-    if wanted == "ends":
+    if wanted in ("ends", "top"):
         if 2 * num_end_blocks > num_blocks:
             raise ConfigError(
                 f"adapter.num_end_blocks is {num_end_blocks}; the model has {num_blocks} blocks, "
                 f"so it must be at most {num_blocks // 2}."
             )
         last = range(num_blocks - num_end_blocks, num_blocks)
-        return (*range(num_end_blocks), *last)
+        return tuple(last) if wanted == "top" else (*range(num_end_blocks), *last)
     if wanted == "all":
         return tuple(range(num_blocks))
     numbers = sorted({int(i) for i in wanted})
