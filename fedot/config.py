@@ -92,7 +92,7 @@ class AdapterConfig(Section):
     )
     blocks: Literal["ends", "top", "all"] | list[int] = Field(
         "ends",
-        description="ends, top (only the last ones: less work, less to noise), or (no emulator only) "
+        description="ends, top (only the last: less work, less to noise), or (no emulator only) "
         "all or block numbers counted from 0",
     )
     num_end_blocks: int = Field(1, ge=1, description="blocks at the bottom, and as many at the top")

@@ -36,7 +36,7 @@ from fedot.federation.rounds import (
     to_journal,
 )
 from fedot.federation.server_noise import ServerNoise, client_event
-from fedot.federation.server_step import server_step
+from fedot.federation.server_step import decay, server_step
 from fedot.federation.summary import summarize
 from fedot.federation.turns import state_part, trained_part
 from fedot.messages import ClientInfo, Progress, RoundTask, no_progress
@@ -234,7 +234,7 @@ def _run_rounds(
             plain_aggregate(round, federation.num_trimmed, failed)
             if server_noise is None
             else server_noise.aggregate(journal, task),
-            server_step(journal, federation, round),
+            server_step(journal, config, round),
         )
         metrics = {
             **outcome.metrics,
@@ -362,12 +362,9 @@ def _sites(parts: Parts, run: RunFolder) -> list[Site]:
 
 
 def _learning_rate(config: Config, round: int) -> float:
-    """Cosine over the rounds, from the first one's rate to `final_lr_ratio` of it."""
-    last = config.federation.rounds
-    place = (round - 1) / (last - 1) if last > 1 else 0.0
-    floor = config.training.final_lr_ratio
-    scale = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * place))
-    return config.training.learning_rate * scale
+    """A round's local rate. Adam at the server undoes every scale, so there the server's decays."""
+    adam = config.federation.server_optimizer == "adam"
+    return config.training.learning_rate * (1.0 if adam else decay(config, round))
 
 
 def _measured(

@@ -5,27 +5,34 @@ A round that was cut off is stepped again from the moments of the round before, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from fedot.aggregation.server_optimizers import Moments, adam_step
 from fedot.compression.codec import TensorSpec
-from fedot.config import FederationConfig
+from fedot.config import Config
 from fedot.federation.rounds import State, from_journal, to_journal
 from fedot.journal import Journal
 
-__all__ = ["server_step"]
+__all__ = ["decay", "server_step"]
 
 
-def server_step(
-    journal: Journal, federation: FederationConfig, round: int
-) -> Callable[[State], State]:
+def decay(config: Config, round: int) -> float:
+    """Cosine over the rounds, from 1 in the first one to `final_lr_ratio` in the last."""
+    last = config.federation.rounds
+    place = (round - 1) / (last - 1) if last > 1 else 0.0
+    floor = config.training.final_lr_ratio
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * place))
+
+
+def server_step(journal: Journal, config: Config, round: int) -> Callable[[State], State]:
     """From a round's change to what is added to the state, in float64."""
-    rate = federation.server_learning_rate
-    if federation.server_optimizer == "sgd":
+    rate = config.federation.server_learning_rate
+    if config.federation.server_optimizer == "sgd":
         return lambda change: {name: rate * tensor for name, tensor in change.items()}
 
     def step(change: State) -> State:
-        added, moments = adam_step(change, _before(journal, round), rate)
+        added, moments = adam_step(change, _before(journal, round), rate * decay(config, round))
         _keep(journal, round, moments)
         return added
 
