@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format clean peers bench-demo bench-codec fuzz
+.PHONY: help demo test test-fast lint format clean peers bench-demo bench-codec bench-dp
+.PHONY: bench-codec-utility fuzz
 
 help:
 	@echo "make demo       run a whole federation on this machine's own Python documentation"
@@ -14,6 +15,8 @@ help:
 	@echo "make lint       ruff, ruff format, mypy --strict"
 	@echo "make bench-demo what the demo reaches over three seeds (about half an hour)"
 	@echo "make bench-codec, make fuzz: the codec against its peers, and against hostile bytes"
+	@echo "make bench-dp   a step with DP beside one without, and beside Opacus (half an hour)"
+	@echo "make bench-codec-utility  what chains cost in recovery (about half an hour)"
 	@echo "make clean      remove .venv and caches (keeps runs/)"
 
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -62,12 +65,22 @@ peers: .venv-peers/.done
 bench-demo: $(VENV)/.base
 	$(BIN)/python benchmarks/demo.py $(ARGS)
 
+# One thread: two of them on a small model measure the scheduler.
+bench-dp: $(VENV)/.base
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/dp.py $(ARGS)
+
 runs/codec-inputs: $(VENV)/.base
 	$(BIN)/python benchmarks/codec_inputs.py $@
 
 bench-codec: runs/codec-inputs peers
 	$(BIN)/python benchmarks/codec.py runs/codec-inputs --peers .venv-peers/bin/python $(ARGS)
 	$(BIN)/python benchmarks/codec_memory.py --gb 4
+
+# A folder with models/stories260k and data/ (Dolly, TinyStories); without it, the demo alone.
+SHARED ?= ../shared
+
+bench-codec-utility: $(VENV)/.base
+	$(BIN)/python benchmarks/codec_utility.py $(if $(wildcard $(SHARED)/models),--shared $(SHARED)) $(ARGS)
 
 fuzz: $(VENV)/.base
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris

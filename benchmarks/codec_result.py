@@ -35,7 +35,12 @@ def write(name: str, about: Row, rows: list[Row], marks: list[Row]) -> None:
     """Show the marks and write `benchmarks/results/NAME.json`."""
     for one in marks:
         limit = f">= {one['at_least']:g}" if "at_least" in one else f"<= {one['at_most']:g}"
-        print(f"{'holds' if one['holds'] else 'FAILS'}  {one['name']}: {one['value']:g} ({limit})")
+        line = f"{'holds' if one['holds'] else 'FAILS'}  {one['name']}: {one['value']:g} ({limit})"
+        if "floor" in one:
+            line += (
+                f"; this machine allows {one['floor']:.2f}, so it is {one['of_floor']:.0%} of that"
+            )
+        print(line)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
     result = {
         "benchmark": name,

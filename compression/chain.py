@@ -5,12 +5,14 @@ compared, hashed and written as one line of text. That text travels in a payload
 
     top_k(keep_ratio=0.1)+int8(block=256,min_step=0.032,rounding=nearest)+deflate(level=1)
 
-Design note: a receiver never parses the text of a peer. It writes the chains that it allows as text
-and looks for an equal one, so a hostile manifest meets a comparison and no parser.
+Design note: a receiver never parses the text of a payload. It writes the chains that it allows as
+text and looks for an equal one, so a hostile manifest meets a comparison and no parser. `chain_of`
+reads what a person wrote in a config.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -18,7 +20,8 @@ from itertools import pairwise
 
 from fedot.errors import ConfigError
 
-__all__ = ["Chain", "OPERATORS", "Stage", "Step", "plan", "step_of", "text_of"]
+__all__ = ["Chain", "OPERATORS", "Stage", "Step", "chain_of", "plan", "short_text", "step_of"]
+__all__ += ["text_of"]
 
 Value = int | float | str
 
@@ -135,6 +138,9 @@ OPERATORS: Mapping[str, Operator] = {
 
 _NARROW = ("int8", "nf4")
 
+_STEP = re.compile(r"(\w+)(?:\(([^()]*)\))?")
+_PARAMETER = re.compile(r"(\w+)=([\w.+-]+)")
+
 
 def plan(*steps: Step) -> Chain:
     """Check operators, parameters and order; fill in what was left out.
@@ -176,6 +182,55 @@ def step_of(chain: Chain, stage: Stage) -> Step | None:
 def text_of(chain: Chain) -> str:
     """A chain as one line: equal chains have equal text."""
     return "+".join(step.text for step in chain)
+
+
+def short_text(chain: Chain) -> str:
+    """A planned chain as a person would write it: parameters at their default are left out."""
+    return text_of(tuple(_without_defaults(step) for step in chain))
+
+
+def chain_of(text: str) -> Chain:
+    """Plan the chain that a text names: `top_k(keep_ratio=0.1)+int8+deflate`.
+
+    Args:
+        text: steps joined by `+`; parameters that are left out have their default.
+
+    Raises:
+        ConfigError: the text cannot be read, or names no chain that `plan` allows.
+    """
+    return plan(*(_step_from(part) for part in _parts(text)))
+
+
+def _parts(text: str) -> list[str]:
+    """What stands between the `+` that are in no parentheses."""
+    return [part.strip() for part in re.split(r"\+(?![^()]*\))", text)]
+
+
+def _step_from(text: str) -> Step:
+    found = _STEP.fullmatch(text)
+    pairs = [part.strip() for part in found[2].split(",")] if found and found[2] else []
+    matches = [_PARAMETER.fullmatch(pair) for pair in pairs]
+    params = {match[1]: _value(match[2]) for match in matches if match}
+    if not found or len(params) < len(pairs):
+        raise ConfigError(
+            f"{text!r} is no step of a chain; a step reads name or name(key=value,...), and steps "
+            "are joined by +, for example top_k(keep_ratio=0.1)+int8+deflate."
+        )
+    return Step(found[1], params)
+
+
+def _value(text: str) -> Value:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _without_defaults(step: Step) -> Step:
+    known = OPERATORS[step.name].params
+    return Step(step.name, {k: v for k, v in step.params.items() if v != known[k].default})
 
 
 def _filled_in(step: Step) -> Step:

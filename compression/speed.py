@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedot.compression.chain import Chain, Step, plan, text_of
+from fedot.compression.chain import Chain, Step, plan, short_text
 from fedot.compression.codec import decode, encode, spec_of
 from fedot.compression.frames import FRAME_VALUES
 from fedot.errors import ConfigError
@@ -87,7 +87,7 @@ def choose(measured: Sequence[Measured], bandwidth_bytes_per_s: float) -> Choice
     seconds = [one.seconds(1e9, bandwidth_bytes_per_s) for one in measured]
     best = seconds.index(min(seconds))
     rows = ", ".join(
-        f"{text_of(one.chain)} {time_s:.2f} s"
+        f"{short_text(one.chain)} {time_s:.2f} s"
         for one, time_s in zip(measured, seconds, strict=True)
     )
     return Choice(

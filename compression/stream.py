@@ -2,7 +2,9 @@
 
 Design note: numpy, DEFLATE and zstd release the interpreter's lock on a frame, so plain threads
 keep every core busy. At most two frames wait for each worker, and there are at most eight workers,
-so memory beyond the tensors stays under 64 MB whatever their size.
+so memory beyond the tensors stays under 64 MB whatever their size. Encoding nf4 first loads
+bitsandbytes, about 140 MB, once in a process; its frames keep to the bound like all others, and
+decoding needs no such library.
 """
 
 from __future__ import annotations

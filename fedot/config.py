@@ -5,14 +5,14 @@ Unknown keys are refused with the nearest known key; nothing is guessed or repai
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from fedot.config_errors import explain
 from fedot.config_privacy import ClientLevelConfig, PrivacyConfig
 from fedot.config_section import Section
 from fedot.errors import ConfigError
@@ -60,6 +60,9 @@ class DataConfig(Section):
     )
     proxy: str | None = Field(
         None, description="the owner's own stand-in for the task: chooses the best round under DP"
+    )
+    policies: dict[str, str] = Field(
+        {}, description="client name: its data owner's policy file, which wins over this config"
     )
     text_field: str = Field("text", description="field of a record that holds its text")
     max_tokens: int = Field(128, ge=8, description="a record is cut off after so many tokens")
@@ -139,6 +142,13 @@ class TrainingConfig(Section):
     micro_batch_size: int = Field(
         64, ge=1, description="most records in one forward pass; bounds memory, not the result"
     )
+    max_batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=2**20,
+        description="under DP, a batch that came out larger is cut to a random part, at a price in "
+        "epsilon; null never cuts",
+    )
     learning_rate: float = Field(3e-3, gt=0, description="at the start of the run")
     optimizer: Literal["adamw", "sgd"] = Field(
         "adamw", description="of the local steps; sgd sends plain gradients to a server with adam"
@@ -147,26 +157,54 @@ class TrainingConfig(Section):
         0.1, ge=0, le=1, description="last round's learning rate over the first one's (cosine)"
     )
     weight_decay: float = Field(0.0, ge=0, description="on what trains")
+    join_noise: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="noise on what the top blocks get, over its root mean square: about the "
+        "emulator's distance from the full middle, so that adapters do not lean on its errors",
+    )
+
+    @model_validator(mode="after")
+    def _cap_leaves_the_expected_batch(self) -> TrainingConfig:
+        if self.max_batch_size is not None and self.max_batch_size < self.batch_size:
+            raise ValueError(
+                f"training.max_batch_size is {self.max_batch_size}; it must be at least "
+                f"batch_size, {self.batch_size}, or half of all batches are cut. Raise it."
+            )
+        return self
 
 
 class PayloadConfig(Section):
     """What the bytes of an update go through."""
 
-    update: Literal["int8", "bfloat16", "float32"] = Field(
-        "int8", description="how an update's values travel up"
+    chain: str = Field(
+        "int8+deflate",
+        max_length=200,
+        description="an update's way up, such as top_k(keep_ratio=0.1)+int8(block=256)+deflate; or "
+        "auto: what is soonest over bandwidth_mb_per_s (docs/wire-format.md has all operators)",
     )
-    block: int = Field(256, ge=64, le=4096, description="values that share one int8 scale")
-    min_step: float = Field(
-        0.032,
-        ge=0,
-        le=0.1,
-        description="an int8 step is no finer than this part of the block's root mean square: "
-        "finer ones cost bytes and gain nothing over noise",
+    error_feedback: bool | None = Field(
+        None,
+        description="what the chain loses is added to the client's next update; null: with top_k",
     )
-    state: Literal["float32", "bfloat16"] = Field(
-        "float32", description="how the adapter's state travels down (never lossier than 16 bit)"
+    bandwidth_mb_per_s: float | None = Field(
+        None, gt=0, description="10^6 bytes a second from a client to the server; for chain: auto"
     )
-    deflate_level: int = Field(1, ge=0, le=3, description="0 leaves DEFLATE out")
+    state: str = Field(
+        "float32+deflate",
+        max_length=200,
+        description="the adapter's way down: a chain of 16 bit or more that drops nothing",
+    )
+
+    @model_validator(mode="after")
+    def _auto_knows_its_link(self) -> PayloadConfig:
+        if self.chain == "auto" and self.bandwidth_mb_per_s is None:
+            raise ValueError(
+                "payload.chain is auto but bandwidth_mb_per_s is not set; the choice depends on "
+                "it. Set payload.bandwidth_mb_per_s, or name a chain such as int8+deflate."
+            )
+        return self
 
 
 class FederationConfig(Section):
@@ -248,6 +286,12 @@ class Config(Section):
                 "updates, and one client can move a robust rule by more than that. Set "
                 "aggregation: mean, or privacy.unit: example."
             )
+        strangers = sorted(self.data.policies.keys() - self.data.clients.keys())
+        if strangers:
+            raise ValueError(
+                f"data.policies has {strangers[0]}, which is no client; it must be one of "
+                f"{', '.join(self.data.clients)}."
+            )
         if self.federation.aggregation == "mean" and trimmed:
             raise ValueError(
                 f"federation.num_trimmed is {trimmed} but aggregation is mean, which trims "
@@ -297,7 +341,7 @@ def config_from_dict(raw: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from error
+        raise ConfigError(explain(error, Config, "config")) from error
 
 
 def with_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -342,46 +386,11 @@ def _paths_from(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
 
     data, model = raw.get("data"), raw.get("model")
     if isinstance(data, dict):
-        if isinstance(data.get("clients"), dict):
-            data["clients"] = {k: resolve(v) for k, v in data["clients"].items()}
+        for key in ("clients", "policies"):
+            if isinstance(data.get(key), dict):
+                data[key] = {k: resolve(v) for k, v in data[key].items()}
         for key in {"owner_text", "proxy"} & data.keys():
             data[key] = resolve(data[key])
     if isinstance(model, dict) and "path" in model:
         model["path"] = resolve(model["path"])
     return raw
-
-
-def _explain(error: ValidationError) -> str:
-    """One line for the most telling of pydantic's errors."""
-    # Of a section or a word (emulator), the word is what somebody meant who wrote a word.
-    telling = {"extra_forbidden": 0, "model_type": 2}
-    errors = sorted(error.errors(), key=lambda e: telling.get(e["type"], 1))
-    first = errors[0]
-    key = ".".join(str(part) for part in first["loc"] if not _is_branch(part))
-    if first["type"] == "extra_forbidden":
-        known = sorted(_known_keys(Config))
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.3)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        return f"config has no key {key}.{hint}"
-    if first["type"] == "missing":
-        return f"config lacks {key}, which has no default."
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return message
-    text = f"{key} is {first['input']!r}; {message[0].lower()}{message[1:]}."
-    if key.startswith("privacy.target_epsilon"):
-        text += " Use privacy.unit=none to train without DP."
-    return text
-
-
-def _is_branch(part: str | int) -> bool:
-    """Is it pydantic's name for one of a key's kinds of value, and no part of the key?"""
-    return str(part).startswith(("EmulatorConfig", "literal[", "list["))
-
-
-def _known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, info in section.model_fields.items():
-        yield prefix + name
-        for kind in (info.annotation, *getattr(info.annotation, "__args__", ())):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from _known_keys(kind, f"{prefix}{name}.")

@@ -71,7 +71,7 @@ def _section_lines(section: BaseModel, indent: str) -> Iterator[str]:
 
 
 def _line(key: str, value: Any, description: str | None, indent: str) -> str:
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and value:
         inner = "".join(f"\n{indent}  {_plain(k)}: {_plain(v)}" for k, v in value.items())
         return f"{indent}{key}:  # {description}{inner}"
     comment = f"  # {description}" if description else ""

@@ -9,7 +9,7 @@ without anything that could move the cursor.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from time import monotonic
@@ -122,6 +122,43 @@ class Console:
         for row in _estimate_rows(cost):
             _add(table, *row)
         self._out.print(table, width=min(self._out.width, _WIDEST))
+
+    def table(
+        self, columns: Sequence[tuple[str, int | None]], rows: Iterable[Sequence[str]]
+    ) -> None:
+        """A plain table; a column of width None takes the room that is left."""
+        table = _new_table(*columns)
+        for row in rows:
+            _add(table, *row)
+        self._out.print(table, width=min(self._out.width, _WIDEST))
+
+    def audit_table(self, audit: Mapping[str, Any]) -> None:
+        """What an audit found, and what it could not."""
+        from rich.text import Text
+
+        from fedot.report.audit_file import audit_from
+        from fedot.report.audit_section import LIMITS, audit_section
+
+        found = audit_section(audit_from(audit))
+        self.close()
+        width = min(self._out.width, _WIDEST)
+        table = _new_table(("audit", 21), ("measured", None))
+        for name, right, f_dp, one_run in found.games:
+            _add(table, name, f"{right} right; epsilon at least {f_dp} (f-DP), {one_run} (one-run)")
+        for name, measured, must in found.checks:
+            _add(table, name, f"{measured} (must be: {must})")
+        for name, auc, tpr, counts in found.attacks:
+            text = f"{name}: AUC {auc}, {tpr} found at 1 % false alarms ({counts})"
+            _add(table, "membership", text)
+        for name, hits, chance, tokens in found.recoveries:
+            _add(table, "tokens", f"{name}: {hits} of {tokens} found, {chance} by chance")
+        self._out.print(Text(found.verdict, "bold"), width=width)
+        self._out.print()
+        self._out.print(table, width=width)
+        told = [text for text in (found.power, *LIMITS) if text]
+        notes = [("!", text) for text in found.findings] + [("-", text) for text in told]
+        self._out.print()
+        self._out.print(_list_of(notes), width=width)
 
     def side_by_side(self, prompt: str, answers: Mapping[str, str]) -> None:
         """One prompt, and what each model adds to it."""
@@ -322,8 +359,10 @@ def _estimate_rows(cost: Estimate) -> Iterable[tuple[str, str, str]]:
     yield "memory, simulation", in_bytes(cost.server_bytes), "About; full model, emulator, client."
     yield "time", in_seconds(cost.seconds), "About, on this machine, measured on a few records."
     ratio = percent(cost.sent_bytes / cost.float32_bytes)
-    meaning = f"All updates, {ratio} of them as float32 (measured on noise)."
+    meaning = f"All updates, {ratio} of them as float32 (measured on noise), by {cost.chain}."
     yield "bytes sent", in_bytes(cost.sent_bytes), meaning
+    if cost.chain_reason:
+        yield "chain", cost.chain, cost.chain_reason
     yield "bytes received", in_bytes(cost.received_bytes), "All states; the bundle apart."
     if cost.client_epsilon is not None:
         meaning = "For all its records, towards all but the model owner."

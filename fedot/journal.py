@@ -19,7 +19,7 @@ from typing import Any
 from fedot.errors import ConfigError, ProtocolError
 from fedot.messages import digest_of
 
-__all__ = ["Journal", "Update", "write_durably"]
+__all__ = ["Journal", "Update", "make_folder_durably", "sync_folder", "write_durably"]
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS fact (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -199,7 +199,19 @@ def write_durably(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(draft, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def make_folder_durably(path: Path) -> None:
+    """Make a folder that is there after a crash; the one above it must be so already."""
+    path.mkdir(exist_ok=True)
+    # Also when it was there: who made it may have been killed before this line.
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder last."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

@@ -61,7 +61,8 @@ class RoundTask:
         payload: the chains that both sides use.
         planned_rounds: by client name, for how many rounds of this run it is drawn at most; its
             noise is calibrated so that all of them stay within its target epsilon.
-        seed: of the order of records where there is no DP; a DP client ignores it.
+        seed: of stochastic rounding and, where there is no DP, of the order of records; a DP
+            client's noise and sampling ignore it.
         trains: what of the adapter trains; the rest stays as it is, and only this travels back.
         state_part: what of the adapter `state` holds; the rest never changes (LoRA's frozen A).
         deadline_s: seconds a client may take, or None.

@@ -26,7 +26,6 @@ from fedot.privacy.clipping import Bounded, add_noise
 from fedot.privacy.noise import NoiseSource
 
 __all__ = [
-    "NEIGHBOURING_CLIENTS",
     "ClipRule",
     "NoiseSplit",
     "clip_update",
@@ -35,8 +34,6 @@ __all__ = [
     "noised_mean",
     "split_noise",
 ]
-
-NEIGHBOURING_CLIENTS = "add or remove one client"
 
 # A client's bit counts as minus or plus a half, so adding a client moves their sum by no more.
 _BIT_SENSITIVITY = 0.5
@@ -133,7 +130,7 @@ def noised_mean(
     """The Gaussian mechanism on a cohort's sum, over the expected number of clients; (P,), float64.
 
     Args:
-        summed: of `clipped_sum_of_updates`.
+        summed: of `clipped_sum_of_updates`; its memory is overwritten with noise.
         noise_multiplier: z of the updates (`NoiseSplit.updates`).
         expected_cohort_size: how many clients are drawn on average: public, never who answered.
         noise: a secret source, fresh for every round.

@@ -1,41 +1,47 @@
-"""DP-SGD on Opacus: per-example gradients, clipping, and noise that cannot be guessed.
+"""DP-SGD: per-example gradients, clipping, and noise that cannot be guessed.
 
-Guarantees of one `step` (unit: example, one row of the batch):
+Guarantees of one `private_step` (unit: example, one row of the batch):
     Every row's gradient is bounded to norm C over all parameters together, the sum gets noise of
     stddev z * C, and the divisor is the *expected* batch size, so that it tells nothing. An empty
     batch releases noise and makes a step like any other.
 
-Source: Abadi et al. 2016 (DP-SGD); Opacus 1.6 (`GradSampleHooks`, `DPOptimizer`).
+Source: Abadi et al. 2016 (DP-SGD); Opacus 1.6 (`DPOptimizer`, its skip queue and step hook).
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from opacus.grad_sample import GradSampleHooks
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
+from fedot.privacy.clipping import Bounded, add_noise, clipped_sum
 from fedot.privacy.noise import NoiseSource
+from fedot.privacy.per_sample import PerExampleGradients
 
 __all__ = ["PrivateOptimizer", "per_example_gradients", "private_step"]
 
 
 class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus ships no types
-    """Opacus' optimizer with noise from a `NoiseSource`, drawn in float64."""
+    """Opacus' optimizer on `PerExampleGradients`: one flat sum, one draw of a `NoiseSource`."""
 
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
+        gradients: PerExampleGradients,
         *,
         l2_clip_norm: float,
         noise_multiplier: float,
         expected_batch_size: float,
         noise: NoiseSource,
     ):
+        """Wrap an optimizer over exactly the parameters that `gradients` sees.
+
+        Raises:
+            ValueError: a parameter is on one side only: it would never move, or move unnoised.
+        """
         super().__init__(
             optimizer,
             noise_multiplier=noise_multiplier,
@@ -43,52 +49,69 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus ships no ty
             expected_batch_size=expected_batch_size,
             loss_reduction="mean",
         )
+        if {id(p) for p in self.params} != {id(p) for p in gradients.parameters}:
+            raise ValueError(
+                "the optimizer's parameters are not those that train in the model. Make it from "
+                "exactly those, after the model is on its device."
+            )
+        self.gradients = gradients
         self._noise = noise
+        self._summed: Bounded | None = None
+        self._noisy = Tensor()
 
     def clip_and_accumulate(self) -> None:
         """Clip each row and add it up; a row whose gradient is not finite counts as zero."""
-        for parameter in self.params:
-            # Under autocast they come in bfloat16, in which a clipped norm passes C by up to 1 %.
-            parameter.grad_sample = parameter.grad_sample.float()
-        finite = _finite_rows(self.grad_samples)
-        for parameter in self.params:
-            # NaN times a clip factor of 0 is still NaN, and one row must not spoil the sum.
-            parameter.grad_sample[~finite] = 0.0
-        super().clip_and_accumulate()
+        summed = clipped_sum(self.gradients, self.max_grad_norm)
+        self._summed = summed if self._summed is None else self._summed.plus_other_rows(summed)
 
     def add_noise(self) -> None:
-        """Set every `grad` to the clipped sum plus noise of stddev z * C."""
-        noise_stddev = self.noise_multiplier * self.max_grad_norm
-        for parameter in self.params:
-            summed = parameter.summed_grad
-            drawn = torch.from_numpy(self._noise.normal(summed.numel())).view(summed.shape)
-            noisy = summed.double() + noise_stddev * drawn.to(summed.device)
-            parameter.grad = noisy.to(parameter.dtype)
+        """The sum plus noise of stddev z * C."""
+        assert self._summed is not None
+        self._noisy = add_noise(self._summed, self.noise_multiplier, self._noise)
+
+    def scale_grad(self) -> None:
+        """Divide by the expected batch size, whatever was drawn; set every `grad`."""
+        self._noisy /= self.expected_batch_size
+        for parameter, grad in zip(
+            self.gradients.parameters, self.gradients.split(self._noisy), strict=True
+        ):
+            parameter.grad = grad.to(parameter.dtype)
+
+    def pre_step(self, closure: Callable[[], float] | None = None) -> bool:
+        """All that happens before the wrapped optimizer's step; False: there is to be none yet."""
+        self.clip_and_accumulate()
+        self._is_last_step_skipped = self._check_skip_next_step()
+        if self._is_last_step_skipped:
+            return False
+        self.add_noise()
+        self.scale_grad()
+        if self.step_hook:
+            self.step_hook(self)
+        return True
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the last backward pass and, after a step, the sum."""
+        self.gradients.clear()
+        if not self._is_last_step_skipped:
+            self._summed, self._noisy = None, Tensor()
+        self.original_optimizer.zero_grad(set_to_none)
 
 
 @contextmanager
-def per_example_gradients(model: nn.Module) -> Iterator[None]:
-    """While open, every backward pass through `model` fills `grad_sample` of what trains.
+def per_example_gradients(model: nn.Module) -> Iterator[PerExampleGradients]:
+    """While open, `backward` of what it yields finds per-example gradients of what trains.
 
-    The loss must be a *sum* of per-example losses, with examples along dimension 0 everywhere.
+    Examples must lie along dimension 0 everywhere in the model.
 
     Raises:
-        ValueError: a parameter that trains has no per-example gradients in this model.
+        ValueError: a parameter that trains has no exact per-example gradients in this model.
     """
-    _refuse_shared_positions(model)
+    gradients = PerExampleGradients(model)
     model.train()
-    hooks = GradSampleHooks(model, batch_first=True, loss_reduction="sum", strict=True)
     try:
-        with warnings.catch_warnings():
-            # The first block's input needs no gradient; that is meant, and saves its cost.
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            yield
+        yield gradients
     finally:
-        hooks.remove_hooks()
-        for parameter in model.parameters():
-            for name in ("grad_sample", "summed_grad", "_forward_counter", "_current_grad_sample"):
-                if hasattr(parameter, name):
-                    delattr(parameter, name)
+        gradients.cleanup()
         model.eval()
 
 
@@ -99,32 +122,13 @@ def private_step(
 
     Args:
         optimizer: over exactly the parameters that train.
-        micro_batches: each returns the sum of its rows' losses, a scalar.
+        micro_batches: each returns its rows' own losses, shape (B,).
     """
-    for number, loss_of in enumerate(micro_batches, start=1):
-        loss_of().backward()
+    for number, losses_of in enumerate(micro_batches, start=1):
+        optimizer.gradients.backward(losses_of())
         optimizer.signal_skip_step(do_skip=number < len(micro_batches))
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
     if not micro_batches:
-        for parameter in optimizer.params:
-            parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-
-def _refuse_shared_positions(model: nn.Module) -> None:
-    """Learned positions are looked up once for the whole batch, so they have no batch dimension."""
-    for name, module in model.named_modules():
-        position = "wpe" in name or "position" in name
-        if position and any(p.requires_grad for p in module.parameters(recurse=False)):
-            raise ValueError(
-                f"{name} is learned and shared by all rows of a batch; it has no per-example "
-                "gradient. Leave it frozen, or train without DP."
-            )
-
-
-def _finite_rows(grad_samples: Sequence[Tensor]) -> Tensor:
-    """Which rows are finite in every parameter, shape (B,), bool."""
-    rows = [g.flatten(start_dim=1).isfinite().all(dim=1) for g in grad_samples]
-    return torch.stack(rows).all(dim=0)
+        optimizer.zero_grad()

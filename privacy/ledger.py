@@ -6,8 +6,10 @@ A round is reserved before it trains and charged, with the digest of the stored 
 update leaves. A kill between any two steps loses nothing: what is reserved counts as spent, and the
 same round goes on under the reservation it holds.
 
-Design note: one line an entry, `crc32 json`, each fsynced. A line that was cut off by a crash was
-never acknowledged, so it is removed; any other damage is refused, since guessing could under-count.
+Design note: one line an entry, `crc32 json`, each fsynced, the first one together with every folder
+above it. What a call finds already written it syncs once more before it builds on it: the process
+that wrote it may have been killed before its own sync. A line that was cut off by a crash was never
+acknowledged, so it goes; any other damage is refused, since guessing could under-count.
 """
 
 from __future__ import annotations
@@ -16,19 +18,19 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 from zlib import crc32
 
 from fedot.errors import BudgetError, ProtocolError
 from fedot.privacy.accounting import SampledGaussian, epsilon_of
 
-__all__ = ["Entry", "Ledger"]
+__all__ = ["EPSILON_SLACK", "Entry", "Ledger"]
 
 # Two computations of the same bound may differ in their last bits.
-_EPSILON_SLACK = 1e-6
+EPSILON_SLACK = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,6 @@ class Ledger:
 
     def __init__(self, path: Path):
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
 
     def reserve(
         self, key: str, dataset_id: str, event: SampledGaussian, max_epsilon: float, delta: float
@@ -67,7 +68,8 @@ class Ledger:
                 was written.
             ProtocolError: the key is held for another event or data set.
         """
-        with self._locked() as file:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._locked("a+b") as file:
             entries = self._read(file)
             held = entries.get(key)
             if held is not None:
@@ -76,18 +78,21 @@ class Ledger:
                         f"{key} is already reserved with another cost. A round's sampling, noise "
                         "and steps must not change; start another run."
                     )
+                os.fsync(file.fileno())
                 return held
             before = [e.event for e in entries.values() if e.dataset_id == dataset_id]
             total = epsilon_of([*before, event], delta)
-            if total > max_epsilon + _EPSILON_SLACK:
+            if total > max_epsilon + EPSILON_SLACK:
                 raise BudgetError(
                     f"data set {dataset_id} has spent epsilon {epsilon_of(before, delta):.3f}; "
                     f"{key} would make it {total:.3f} and the limit is {max_epsilon:g} at delta "
                     f"{delta:g}. Nothing was trained. Take fewer steps or more noise."
                 )
-            entry = Entry(key, dataset_id, event)
+            if not entries:
+                # Before the first entry: whoever finds one takes the file to be there for good.
+                _sync_folders(self.path.parent)
             _append(file, {"reserve": key, "dataset_id": dataset_id, "event": event.to_json()})
-            return entry
+            return Entry(key, dataset_id, event)
 
     def charge(self, key: str, digest: str) -> None:
         """Spend a reservation on one stored update, before it is sent.
@@ -95,11 +100,14 @@ class Ledger:
         Raises:
             ProtocolError: nothing is reserved, or it was spent on another update.
         """
-        with self._locked() as file:
+        if not self.path.exists():
+            raise ProtocolError(f"{key} has no reservation; reserve before training.")
+        with self._locked("r+b") as file:
             held = self._read(file).get(key)
             if held is None:
                 raise ProtocolError(f"{key} has no reservation; reserve before training.")
             if held.digest == digest:
+                os.fsync(file.fileno())
                 return
             if held.digest is not None:
                 raise ProtocolError(
@@ -110,7 +118,9 @@ class Ledger:
 
     def entries(self) -> list[Entry]:
         """Everything that was reserved, oldest first."""
-        with self._locked() as file:
+        if not self.path.exists():
+            return []
+        with self._locked("rb") as file:
             return list(self._read(file).values())
 
     def epsilon(self, dataset_id: str, delta: float) -> float:
@@ -118,59 +128,63 @@ class Ledger:
         return epsilon_of((e.event for e in self.entries() if e.dataset_id == dataset_id), delta)
 
     @contextmanager
-    def _locked(self) -> Iterator[BinaryIO]:
-        with _open_durably(self.path) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+    def _locked(self, mode: Literal["rb", "r+b", "a+b"]) -> Iterator[BinaryIO]:
+        with self.path.open(mode) as file:
+            fcntl.flock(file, fcntl.LOCK_SH if mode == "rb" else fcntl.LOCK_EX)
             yield file
 
     def _read(self, file: BinaryIO) -> dict[str, Entry]:
+        """Every entry; leaves the file where the next one belongs."""
         file.seek(0)
         content = file.read()
         whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            file.truncate(whole)
-            _sync(file)
         entries: dict[str, Entry] = {}
-        for number, line in enumerate(content[:whole].splitlines(), start=1):
-            self._apply(entries, line, number)
+        for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
+            try:
+                _apply(entries, line)
+            except (KeyError, TypeError, ValueError) as error:
+                raise ProtocolError(
+                    f"ledger {self.path} is damaged in line {number}. What was spent cannot be "
+                    "known from it: restore it from a backup; do not delete it."
+                ) from error
+        file.seek(whole)
         return entries
 
-    def _apply(self, entries: dict[str, Entry], line: bytes, number: int) -> None:
-        checksum, _, text = line.partition(b" ")
-        if checksum != b"%08x" % crc32(text):
-            raise ProtocolError(
-                f"ledger {self.path} is damaged in line {number}. What was spent cannot be known "
-                "from it: restore it from a backup; do not delete it."
-            )
-        raw = json.loads(text)
-        if "reserve" in raw:
-            event = SampledGaussian.from_json(raw["event"])
-            entries[raw["reserve"]] = Entry(raw["reserve"], raw["dataset_id"], event)
-        else:
-            held = entries[raw["charge"]]
-            entries[held.key] = Entry(held.key, held.dataset_id, held.event, raw["digest"])
+
+def _apply(entries: dict[str, Entry], line: bytes) -> None:
+    """Take one line in; a ValueError or KeyError if it cannot stand here."""
+    checksum, _, text = line.partition(b" ")
+    if checksum != b"%08x" % crc32(text):
+        raise ValueError("checksum")
+    raw = json.loads(text)
+    if "reserve" in raw:
+        if raw["reserve"] in entries:
+            raise ValueError("reserved twice")
+        event = SampledGaussian.from_json(raw["event"])
+        entries[raw["reserve"]] = Entry(raw["reserve"], raw["dataset_id"], event)
+    else:
+        held = entries[raw["charge"]]
+        if held.digest is not None:
+            raise ValueError("charged twice")
+        entries[held.key] = replace(held, digest=raw["digest"])
 
 
 def _append(file: BinaryIO, raw: dict[str, Any]) -> None:
     text = json.dumps(raw, sort_keys=True).encode()
-    file.seek(0, os.SEEK_END)
+    # Takes away what a crash left of a line.
+    file.truncate()
     file.write(b"%08x %s\n" % (crc32(text), text))
-    _sync(file)
-
-
-def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
 
 
-def _open_durably(path: Path) -> BinaryIO:
-    """Open for reading and appending; a file that is new is in its folder for good."""
-    new = not path.exists()
-    file = path.open("a+b")
-    if new:
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    return file
+def _sync_folders(folder: Path) -> None:
+    """Make a folder's entry last, and those of all folders above it, which may be as new."""
+    for each in (folder, *folder.parents):
+        # One that we may not read is one that we did not make.
+        with suppress(PermissionError):
+            descriptor = os.open(each, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

@@ -103,7 +103,9 @@ def test_epsilon_zero_is_refused_with_the_way_to_train_without_privacy():
         ("evaluation.ceiling_learning_rates=[.nan]", "evaluation.ceiling_learning_rates.0"),
         ("federation.rounds=0", "federation.rounds"),
         ("federation.cohort_size=0", "federation.cohort_size"),
-        ("payload.deflate_level=4", "payload.deflate_level"),
+        ("payload.chain=1", "payload.chain"),
+        ("payload.bandwidth_mb_per_s=0", "payload.bandwidth_mb_per_s"),
+        ("payload.error_feedback=maybe", "payload.error_feedback"),
         ("seed=-1", "seed"),
         ("seed=4294967296", "seed"),
         ("model.dtype=fp16", "model.dtype"),
@@ -282,3 +284,8 @@ def test_saved_config_states_every_key():
         for section in sections:
             holder = holder[section]
         assert last in holder, key
+
+
+def test_cap_below_the_expected_batch_is_refused():
+    words = refusal("training.batch_size=32", "training.max_batch_size=31")
+    assert "at least batch_size, 32" in words

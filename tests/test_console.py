@@ -272,3 +272,25 @@ def test_a_round_is_one_line(tmp_path):
             console.progress("round 3", done, 2)
         console.round_line({"round": 3, "cohort": [], "loss": {"plug_in": 2.5}})
     assert len(path.read_text().splitlines()) == 1
+
+
+def test_an_estimate_says_which_chain_auto_took_and_why():
+    from fedot.federation.estimate import Estimate
+
+    numbers = dict.fromkeys(
+        ("full_parameters", "emulator_parameters", "adapter_parameters", "client_bytes"), 1000
+    )
+    bytes_ = dict.fromkeys(("server_bytes", "sent_bytes", "float32_bytes", "received_bytes"), 1000)
+    told = {"chain": "int8+deflate", "chain_reason": "auto took int8+deflate: it is soonest."}
+    printed = Printed()
+    none = {"epsilon": {}, "noise_multiplier": {}, "client_epsilon": None}
+    cost = Estimate(**numbers, **bytes_, **told, **none, seconds=1.0)
+    printed.console.estimate_table(cost)
+    assert "by int8+deflate" in " ".join(printed.text.split())
+    assert "it is soonest" in " ".join(printed.text.split())
+
+
+def test_what_auto_took_stands_among_the_notes_of_a_run():
+    reason = "auto took int8+deflate: a GB of float32 over 1 MB/s takes: int8+deflate 221 s."
+    printed = show(SUMMARY | {"notes": {"chain": reason}})
+    assert "auto took int8+deflate" in " ".join(printed.text.split())

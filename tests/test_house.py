@@ -43,6 +43,7 @@ FLOORS = {
     "compression": 1,
     "privacy": 1,
     "config": 0,
+    "config_errors": 0,
     "config_privacy": 0,
     "config_section": 0,
     "config_text": 0,

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 import typer
 from typer import exceptions as typer_errors
 
-from fedot.cli import emulator, run
+from fedot.cli import audit, budget, emulator, run
 from fedot.console import Console
 from fedot.errors import FedotError
 
@@ -31,6 +31,8 @@ _TYPER_INTERRUPTED = 130
 
 run.add_to(app)
 emulator.add_to(app)
+budget.add_to(app)
+audit.add_to(app)
 
 
 def main() -> None:

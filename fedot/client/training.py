@@ -1,4 +1,4 @@
-"""Local training at a site: some steps of AdamW on an adapter, with DP-SGD or without."""
+"""Local training at a site: some steps of an optimizer on an adapter, with DP-SGD or without."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedot.client.join_noise import from_noise_source, join_noise, seeded
 from fedot.data.tokenize import Sequences
 from fedot.models.adapters import Adapter
 from fedot.privacy.dp_sgd import PrivateOptimizer, per_example_gradients, private_step
@@ -31,17 +32,23 @@ class TrainingSettings:
     learning_rate: float
     weight_decay: float = 0.0
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    join_noise: float = 0.0
     autocast: bool = False
     """Compute in bfloat16 while parameters stay float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrivateSettings:
-    """How DP-SGD bounds and noises: q, z and C."""
+    """How DP-SGD bounds and noises: q, z and C.
+
+    Attributes:
+        max_batch_size: most records in a step; accounted as `TruncatedSubsampledGaussian`.
+    """
 
     sampling_prob: float
     noise_multiplier: float
     l2_clip_norm: float
+    max_batch_size: int | None = None
 
 
 def sequence_losses(model: nn.Module, batch: Sequences) -> Tensor:
@@ -63,16 +70,16 @@ def train(
     """Train in place without privacy: shuffled batches, seeded order."""
     optimizer = _optimizer(adapter, settings)
     adapter.model.train()
-    for _, rows in zip(
-        range(settings.num_steps), _shuffled(len(records), settings.batch_size, rng), strict=False
-    ):
-        for part in rows.split(settings.micro_batch_size):
-            with _autocast(adapter.model, settings):
-                losses = sequence_losses(adapter.model, records.take(part))
-            (losses.sum() / len(rows)).backward()
-        nn.utils.clip_grad_norm_(adapter.trained.values(), max_norm=1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    batches = _shuffled(len(records), settings.batch_size, rng)
+    with join_noise(adapter, settings.join_noise, seeded(rng)):
+        for _, rows in zip(range(settings.num_steps), batches, strict=False):
+            for part in rows.split(settings.micro_batch_size):
+                with _autocast(adapter.model, settings):
+                    losses = sequence_losses(adapter.model, records.take(part))
+                (losses.sum() / len(rows)).backward()
+            nn.utils.clip_grad_norm_(adapter.trained.values(), max_norm=1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
     adapter.model.eval()
 
 
@@ -87,29 +94,35 @@ def train_privately(
 
     Guarantees:
         `settings.num_steps` steps of the Poisson-sampled Gaussian mechanism with q =
-        `private.sampling_prob` and z = `private.noise_multiplier`, on every tensor that trains.
+        `private.sampling_prob` and z = `private.noise_multiplier`, truncated where
+        `private.max_batch_size` is set, on every tensor that trains.
 
     Raises:
         ValueError: something trains that would be neither clipped nor noised.
     """
     _refuse_unnoised(adapter)
-    optimizer = PrivateOptimizer(
-        _optimizer(adapter, settings),
-        l2_clip_norm=private.l2_clip_norm,
-        noise_multiplier=private.noise_multiplier,
-        expected_batch_size=private.sampling_prob * len(records),
-        noise=noise,
-    )
 
-    def loss_of(part: Tensor) -> Tensor:
+    def losses_of(part: Tensor) -> Tensor:
         with _autocast(adapter.model, settings):
-            return sequence_losses(adapter.model, records.take(part)).sum()
+            return sequence_losses(adapter.model, records.take(part))
 
-    with per_example_gradients(adapter.model):
+    top_noise = join_noise(adapter, settings.join_noise, from_noise_source(noise))
+    with per_example_gradients(adapter.model) as gradients, top_noise:
+        optimizer = PrivateOptimizer(
+            _optimizer(adapter, settings),
+            gradients,
+            l2_clip_norm=private.l2_clip_norm,
+            noise_multiplier=private.noise_multiplier,
+            expected_batch_size=private.sampling_prob * len(records),
+            noise=noise,
+        )
         for _ in range(settings.num_steps):
-            rows = torch.from_numpy(poisson_batch(len(records), private.sampling_prob, noise))
+            drawn = poisson_batch(
+                len(records), private.sampling_prob, noise, private.max_batch_size
+            )
+            rows = torch.from_numpy(drawn)
             parts = rows.split(settings.micro_batch_size) if len(rows) else ()
-            micro_batches: list[Callable[[], Tensor]] = [partial(loss_of, part) for part in parts]
+            micro_batches: list[Callable[[], Tensor]] = [partial(losses_of, part) for part in parts]
             private_step(optimizer, micro_batches)
 
 

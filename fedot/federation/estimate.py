@@ -9,18 +9,21 @@ from dataclasses import dataclass
 import torch
 
 from fedot.client.chains import state_chain, update_chain
+from fedot.client.round import round_event
 from fedot.client.training import sequence_losses
 from fedot.compression.codec import encode
-from fedot.config import Config, EmulatorConfig
+from fedot.config import AdapterConfig, Config, EmulatorConfig, PayloadConfig
+from fedot.federation.budget import check_budget
 from fedot.federation.cohort import most_rounds
 from fedot.federation.parts import Parts, load_parts
+from fedot.federation.payloads import settled
 from fedot.federation.rounds import part_of
 from fedot.federation.server_noise import client_event
 from fedot.federation.turns import state_part, trained_part
 from fedot.messages import AdapterPart
 from fedot.models.adapters import attach
 from fedot.models.anatomy import anatomy_of, shallower
-from fedot.privacy.accounting import SampledGaussian, calibrate_noise, epsilon_of
+from fedot.privacy.accounting import epsilon_of
 
 __all__ = ["Estimate", "estimate"]
 
@@ -48,6 +51,8 @@ class Estimate:
         epsilon: by client, at the end; empty without DP.
         noise_multiplier: by client; empty without DP.
         client_epsilon: of one client with all its records, from noise at the server; None without.
+        chain: what updates go through.
+        chain_reason: why, where `chain: auto` chose it.
     """
 
     full_parameters: int
@@ -62,15 +67,18 @@ class Estimate:
     epsilon: dict[str, float]
     noise_multiplier: dict[str, float]
     client_epsilon: float | None
+    chain: str
+    chain_reason: str | None
 
 
 def estimate(config: Config) -> Estimate:
     """Load what a run would load, time a little of it, and work out the rest.
 
     Raises:
-        ConfigError: the run itself would be refused.
+        ConfigError, BudgetError: the run itself would be refused.
     """
     parts = load_parts(config)
+    check_budget(config, parts)
     per_token = _seconds_per_token(parts)
     emulator = shallower(parts.model, parts.kept)
     width = {p.element_size() for p in parts.model.parameters()}.pop()
@@ -82,11 +90,12 @@ def estimate(config: Config) -> Estimate:
     total = size * num_rounds
     rng = torch.Generator().manual_seed(0)
     update = {n: torch.randn(p.shape, generator=rng) for n, p in adapter.parameters.items()}
-    sent, float32 = _sent_bytes(config, update, [size] * num_rounds)
+    payload, reason = settled(config.payload)
+    sent, float32 = _sent_bytes(config.adapter, payload, update, [size] * num_rounds)
     # LoRA starts half zero, which no later state is.
     start = adapter.state()
     later = {name: tensor + update[name] for name, tensor in start.items()}
-    down = state_chain(config.payload)
+    down = state_chain(payload)
     first, rest = (
         len(encode(part_of(state, state_part(config.adapter)), down).payload)
         for state in (start, later)
@@ -106,20 +115,25 @@ def estimate(config: Config) -> Estimate:
         epsilon=epsilon,
         noise_multiplier=noise,
         client_epsilon=_client_epsilon(config),
+        chain=payload.chain,
+        chain_reason=reason,
     )
 
 
 def _sent_bytes(
-    config: Config, update: dict[str, torch.Tensor], cohort_sizes: list[int]
+    adapter: AdapterConfig,
+    payload: PayloadConfig,
+    update: dict[str, torch.Tensor],
+    cohort_sizes: list[int],
 ) -> tuple[int, int]:
     """All updates encoded, and as float32; in every round that half which has its turn."""
     updates: Counter[AdapterPart] = Counter()
     for round, size in enumerate(cohort_sizes, start=1):
-        updates[trained_part(config.adapter, round)] += size
+        updates[trained_part(adapter, round)] += size
     sent = float32 = 0
     for trains, num_updates in updates.items():
         part = part_of(update, trains)
-        sent += num_updates * len(encode(part, update_chain(config.payload)).payload)
+        sent += num_updates * len(encode(part, update_chain(payload), seed=0).payload)
         float32 += num_updates * 4 * sum(tensor.numel() for tensor in part.values())
     return sent, float32
 
@@ -193,9 +207,7 @@ def _privacy(
     for name, records in parts.train.items():
         if name not in planned:
             continue
-        prob = min(1.0, config.training.batch_size / len(records))
-        steps = planned[name] * config.training.steps_per_round
-        target, delta = config.privacy.target_epsilon, config.privacy.delta
-        noise[name] = calibrate_noise(prob, steps, target, delta)
-        epsilon[name] = epsilon_of([SampledGaussian(prob, noise[name], steps)], delta)
+        event = round_event(config.training, config.privacy, len(records), planned[name])
+        noise[name] = event.noise_multiplier
+        epsilon[name] = epsilon_of([event] * planned[name], config.privacy.delta)
     return epsilon, noise

@@ -11,15 +11,15 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedot.client.chains import update_chain
 from fedot.config import Config, DataConfig, EmulatorConfig
 from fedot.data.records import Record, read_records, read_text, split_records
 from fedot.data.tokenize import Sequences, tokenize_records, windows
 from fedot.emulator.selection import kept_blocks
 from fedot.errors import ConfigError
-from fedot.federation.server_noise import check_chain
+from fedot.federation.payloads import check_payload
 from fedot.models.adapters import AdapterSpec, blocks_of, linear_names
 from fedot.models.anatomy import anatomy_of, load_model, load_tokenizer, pick_device
+from fedot.privacy.policy import Policy, load_policy
 from fedot.seeds import derive_seed
 
 __all__ = ["Parts", "load_parts", "pooled"]
@@ -41,6 +41,7 @@ class Parts:
         owner_train: windows of the owner's text, to distil with; None without owner text.
         owner_held_out: windows to measure the general gap on.
         proxy: the owner's stand-in for the task; None without one.
+        policies: client name -> its data owner's policy, for those that have one.
     """
 
     model: PreTrainedModel
@@ -54,6 +55,7 @@ class Parts:
     owner_train: Sequences | None
     owner_held_out: Sequences | None
     proxy: Sequences | None
+    policies: dict[str, Policy]
 
 
 def load_parts(config: Config) -> Parts:
@@ -62,8 +64,7 @@ def load_parts(config: Config) -> Parts:
     Raises:
         ConfigError: a file, the model or a number cannot be used as asked.
     """
-    if config.privacy.protects_clients:
-        check_chain(update_chain(config.payload))
+    check_payload(config.payload, config.federation, config.adapter, config.privacy)
     device = pick_device(config.model.device)
     model = load_model(config.model.path, config.model.dtype, device)
     tokenizer = load_tokenizer(config.model.path)
@@ -86,7 +87,8 @@ def load_parts(config: Config) -> Parts:
         targets=linear_names(model, blocks) if lora else (),
         seed=derive_seed(config.seed, "adapter"),
     )
-    train, choose, report = _client_records(config, tokenizer)
+    policies = _policies(config.data)
+    train, choose, report = _client_records(config, tokenizer, policies)
     owner_train, owner_held_out, proxy = _owner_records(config, tokenizer)
     return Parts(
         model=model,
@@ -100,6 +102,7 @@ def load_parts(config: Config) -> Parts:
         owner_train=owner_train,
         owner_held_out=owner_held_out,
         proxy=proxy,
+        policies=policies,
     )
 
 
@@ -113,8 +116,22 @@ def pooled(parts: list[Sequences]) -> Sequences:
     )
 
 
+def _policies(data: DataConfig) -> dict[str, Policy]:
+    """Every client's policy; a data set has one budget, so one client of a run may spend it."""
+    policies = {name: load_policy(Path(path)) for name, path in sorted(data.policies.items())}
+    owners: dict[str, str] = {}
+    for name, policy in policies.items():
+        first = owners.setdefault(policy.dataset_id, name)
+        if first != name:
+            raise ConfigError(
+                f"the policies of {first} and {name} both name data set {policy.dataset_id}; in a "
+                "run it may be at one client only. Give each data set an id of its own."
+            )
+    return policies
+
+
 def _client_records(
-    config: Config, tokenizer: PreTrainedTokenizerBase
+    config: Config, tokenizer: PreTrainedTokenizerBase, policies: dict[str, Policy]
 ) -> tuple[dict[str, Sequences], Sequences, Sequences]:
     data = config.data
     train, choose, report = {}, [], []
@@ -125,8 +142,15 @@ def _client_records(
             records, data.held_out_ratio, derive_seed(config.seed, "split", name), name
         )
         train[name] = _sequences(split.train, tokenizer, data, name)
+        if name in policies and not policies[name].metrics_may_leave:
+            continue
         choose.append(_sequences(split.choose[:most], tokenizer, data, name))
         report.append(_sequences(split.report[:most], tokenizer, data, name))
+    if not choose:
+        raise ConfigError(
+            "no client's policy lets metrics leave, so nothing can be measured. A simulation needs "
+            "held-out records of one client at least: set metrics_may_leave: true in a policy."
+        )
     if not sum(map(len, choose)) or not sum(map(len, report)):
         raise ConfigError(
             f"data.held_out_ratio {data.held_out_ratio:g} leaves no record to choose or to report "

@@ -12,9 +12,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from fedot.client.chains import state_chain
-from fedot.client.round import Site, round_event
-from fedot.compression.codec import encode, spec_of
+from fedot.client.round import Site
+from fedot.compression.codec import spec_of
 from fedot.config import Config, EmulatorConfig
 from fedot.data.tokenize import Sequences
 from fedot.emulator.bundle import Bundle, read_bundle, write_bundle
@@ -23,11 +22,12 @@ from fedot.engines.local import LocalEngine
 from fedot.evaluation.ceiling import full_fine_tuning
 from fedot.evaluation.quality import Quality, measure
 from fedot.federation.assess import FIVE, kept_quality
-from fedot.federation.cohort import most_rounds, run_cohorts
+from fedot.federation.budget import check_budget
+from fedot.federation.cohort import run_cohorts
 from fedot.federation.folder import RunFolder, check_out, open_run
 from fedot.federation.parts import Parts, load_parts, pooled
+from fedot.federation.payloads import settled_once
 from fedot.federation.rounds import (
-    State,
     collect,
     from_journal,
     next_state,
@@ -35,11 +35,11 @@ from fedot.federation.rounds import (
     plain_aggregate,
     to_journal,
 )
-from fedot.federation.server_noise import ServerNoise, client_event
-from fedot.federation.server_step import decay, server_step
+from fedot.federation.server_noise import ServerNoise
+from fedot.federation.server_step import server_step
 from fedot.federation.summary import summarize
-from fedot.federation.turns import state_part, trained_part
-from fedot.messages import ClientInfo, Progress, RoundTask, no_progress
+from fedot.federation.tasks import round_task
+from fedot.messages import ClientInfo, Progress, no_progress
 from fedot.models.adapters import Adapter, attach, save_adapter
 from fedot.models.anatomy import load_model, shallower
 from fedot.models.plug_in import plug_in
@@ -95,8 +95,9 @@ def simulate(
     """
     check_out(config, out, resume)
     parts = load_parts(config)
-    _check_budget(config, parts)
+    check_budget(config, parts)
     with open_run(config, out, resume) as run:
+        config = settled_once(config, run.journal)
         zero = _timed(run, "evaluation", lambda: _zero_shot(run, parts, progress))
         bundle = _timed(run, "emulator", lambda: _build_bundle(config, parts, run, progress))
         models, general = _timed(
@@ -121,18 +122,6 @@ def simulate(
             summary["notes"]["noise"] = "privacy noise came from the caller: no epsilon is claimed."
         run.write_json("summary.json", summary)
         return summary
-
-
-def _check_budget(config: Config, parts: Parts) -> None:
-    """Refuse a budget that no noise meets before anything is built for it."""
-    if config.privacy.protects_clients:
-        client_event(config)
-    if not config.privacy.protects_records:
-        return
-    planned = most_rounds(config, list(parts.train))
-    for name, records in parts.train.items():
-        if name in planned:
-            round_event(config.training, config.privacy, len(records), planned[name])
 
 
 def _zero_shot(run: RunFolder, parts: Parts, progress: Progress) -> Quality:
@@ -219,7 +208,7 @@ def _run_rounds(
     for round in range(journal.last_closed() + 1, federation.rounds + 1):
         started = time.monotonic()
         state = from_journal(journal.state(round - 1), expected)
-        task = _task(config, run.run_id, round, state, names)
+        task = round_task(config, run.run_id, round, state, names)
         if server_noise is not None:
             server_noise.reserve(task)
         cohort = cohorts[round - 1]
@@ -246,24 +235,6 @@ def _run_rounds(
         on_round(metrics)
     # Once more: a kill may have come between the last round's end and its line.
     run.write_metrics()
-
-
-def _task(config: Config, run_id: str, round: int, state: State, names: Sequence[str]) -> RoundTask:
-    """What the server asks of a round's cohort."""
-    travels = state_part(config.adapter)
-    return RoundTask(
-        run_id=run_id,
-        round=round,
-        state=encode(part_of(state, travels), state_chain(config.payload)).payload,
-        learning_rate=_learning_rate(config, round),
-        training=config.training,
-        privacy=config.privacy,
-        payload=config.payload,
-        planned_rounds=most_rounds(config, names),
-        seed=config.seed,
-        trains=trained_part(config.adapter, round),
-        state_part=travels,
-    )
 
 
 def _round_losses(
@@ -355,16 +326,12 @@ def _best_round(config: Config, metrics: Sequence[dict[str, Any]]) -> int:
 
 
 def _sites(parts: Parts, run: RunFolder) -> list[Site]:
-    return [
-        Site(ClientInfo(name, dataset_id=name), records, run.path / "sites" / name)
-        for name, records in parts.train.items()
-    ]
-
-
-def _learning_rate(config: Config, round: int) -> float:
-    """A round's local rate. Adam at the server undoes every scale, so there the server's decays."""
-    adam = config.federation.server_optimizer == "adam"
-    return config.training.learning_rate * (1.0 if adam else decay(config, round))
+    sites = []
+    for name, records in parts.train.items():
+        policy = parts.policies.get(name)
+        info = ClientInfo(name, dataset_id=policy.dataset_id if policy else name)
+        sites.append(Site(info, records, run.path / "sites" / name, policy))
+    return sites
 
 
 def _measured(

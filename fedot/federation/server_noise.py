@@ -17,10 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedot.compression.chain import Chain, Stage, step_of
 from fedot.compression.codec import spec_of
 from fedot.config import ClientLevelConfig, Config
-from fedot.errors import ConfigError
 from fedot.federation.rounds import Aggregate, State, from_journal, to_journal
 from fedot.journal import Journal
 from fedot.messages import RoundTask
@@ -36,7 +34,7 @@ from fedot.privacy.client_level import (
 from fedot.privacy.ledger import Ledger
 from fedot.privacy.noise import NoiseSource
 
-__all__ = ["DATASET_ID", "ServerNoise", "check_chain", "client_event", "sampling_prob_of"]
+__all__ = ["DATASET_ID", "ServerNoise", "client_event", "sampling_prob_of"]
 
 DATASET_ID = "federation"
 """What the server's ledger accounts for: all clients together, one of them the unit."""
@@ -63,22 +61,6 @@ def client_event(config: Config) -> SampledGaussian:
         counted, config.federation.rounds, settings.target_epsilon, settings.delta
     )
     return SampledGaussian(counted, noise_multiplier, 1)
-
-
-def check_chain(chain: Chain) -> None:
-    """Refuse updates that noise at the server does not go with.
-
-    Raises:
-        ConfigError: the chain leaves values out.
-    """
-    sparse = step_of(chain, Stage.SPARSIFY)
-    if sparse is not None:
-        raise ConfigError(
-            f"the update's chain has {sparse.name} and privacy.unit asks for client-level DP; its "
-            "guarantee is for the clipped mean of whole updates with noise on every value, and "
-            f"what {sparse.name} leaves out is noised all the same. Take it out, or set "
-            "privacy.unit: example."
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,21 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from fedot.config import Config
+from fedot.client.chains import feeds_back, state_chain, update_chain
+from fedot.compression.codec import text_of
+from fedot.config import Config, PayloadConfig
 from fedot.emulator.bundle import Bundle
 from fedot.evaluation.quality import Quality
 from fedot.federation.assess import summaries, verdict
 from fedot.federation.parts import Parts
 from fedot.federation.server_noise import DATASET_ID
 from fedot.journal import Journal
-from fedot.privacy.accounting import NEIGHBOURING, epsilon_of
-from fedot.privacy.client_level import NEIGHBOURING_CLIENTS
+from fedot.privacy.accounting import (
+    NEIGHBOURING,
+    NEIGHBOURING_CLIENTS,
+    epsilon_of,
+    rdp_epsilon_of,
+)
 from fedot.privacy.ledger import Ledger
 
 __all__ = ["summarize"]
@@ -46,13 +52,9 @@ def summarize(
     notes.update(broken)
     metrics = [line for line in journal.metrics() if line["round"] > 0]
     best = journal.fact("best_round")
-    notes.update(_privacy_notes(config, best))
     ceiling = journal.fact("ceiling")
-    if ceiling and ceiling["epoch"] == config.evaluation.ceiling_epochs:
-        notes["full_tuned"] = (
-            "full fine-tuning was still getting better in its last epoch; with more of them "
-            "(evaluation.ceiling_epochs) the ceiling may be higher and recovery lower."
-        )
+    notes.update(_privacy_notes(config, best))
+    notes.update(_run_notes(config, parts, journal))
     shared = config.emulator == "none"
     return {
         "name": name,
@@ -64,7 +66,7 @@ def summarize(
             **_privacy(config, ledgers),
             "client_level": _client_level(config, server_ledger, metrics),
         },
-        "wire": {**_wire(metrics), "bundle_bytes": bundle.num_bytes},
+        "wire": {**_wire(metrics), **_chains(config.payload), "bundle_bytes": bundle.num_bytes},
         "ceiling": ceiling,
         "rounds": len(metrics),
         "best_round": best,
@@ -86,6 +88,27 @@ def summarize(
     }
 
 
+def _run_notes(config: Config, parts: Parts, journal: Journal) -> dict[str, str]:
+    """What a reader of the numbers has to know."""
+    notes = {}
+    silent = [name for name, policy in parts.policies.items() if not policy.metrics_may_leave]
+    if silent:
+        notes["measured"] = (
+            f"held-out records of {', '.join(silent)} are in no loss: their policies keep metrics "
+            "at home."
+        )
+    payload = journal.fact("payload")
+    if payload["reason"]:
+        notes["chain"] = payload["reason"]
+    ceiling = journal.fact("ceiling")
+    if ceiling and ceiling["epoch"] == config.evaluation.ceiling_epochs:
+        notes["full_tuned"] = (
+            "full fine-tuning was still getting better in its last epoch; with more of them "
+            "(evaluation.ceiling_epochs) the ceiling may be higher and recovery lower."
+        )
+    return notes
+
+
 def _privacy(config: Config, ledgers: Mapping[str, Ledger]) -> dict[str, Any]:
     """What the ledgers say: a round whose update was refused is spent all the same."""
     private = config.privacy.protects_records
@@ -98,6 +121,11 @@ def _privacy(config: Config, ledgers: Mapping[str, Ledger]) -> dict[str, Any]:
         "l2_clip_norm": config.privacy.l2_clip_norm if private else None,
         "neighbouring": NEIGHBOURING if private else None,
         "epsilon": {n: epsilon_of([e.event for e in held], delta) for n, held in events.items()}
+        if private
+        else None,
+        "epsilon_rdp": {
+            n: rdp_epsilon_of([e.event for e in held], delta) for n, held in events.items()
+        }
         if private
         else None,
         "noise_multiplier": {
@@ -139,6 +167,15 @@ def _wire(metrics: list[dict[str, Any]]) -> dict[str, Any]:
         for key in ("float32_bytes", "sent_bytes", "received_bytes")
     }
     return {**total, "bytes_after": dict(after)}
+
+
+def _chains(payload: PayloadConfig) -> dict[str, Any]:
+    """What both directions went through, with every parameter."""
+    return {
+        "chain": text_of(update_chain(payload)),
+        "state_chain": text_of(state_chain(payload)),
+        "error_feedback": feeds_back(payload),
+    }
 
 
 def _privacy_notes(config: Config, best: int) -> dict[str, str]:

@@ -38,6 +38,7 @@ __all__ = [
     "load_adapter",
     "part_names",
     "save_adapter",
+    "unwrapped",
 ]
 
 logger = logging.getLogger(__name__)
@@ -113,10 +114,19 @@ class Adapter:
     Attributes:
         model: run this; its trainable parameters are exactly the adapter's.
         parameters: full-model name -> parameter, names ascending; float32.
+        join: the last block of a frozen middle, whose output blocks that train get; None where
+            there is no such middle.
     """
 
-    def __init__(self, model: nn.Module, spec: AdapterSpec, parameters: dict[str, nn.Parameter]):
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: AdapterSpec,
+        parameters: dict[str, nn.Parameter],
+        join: nn.Module | None = None,
+    ):
         self.model = model
+        self.join = join
         self.spec = spec
         self.parameters = dict(sorted(parameters.items()))
 
@@ -241,8 +251,9 @@ def attach(model: PreTrainedModel, spec: AdapterSpec, layer_map: Sequence[int]) 
     model.requires_grad_(False)
     _leave_out_dropout(model)
     to_full = dict(enumerate(layer_map))
+    join = _join(model, spec, anatomy, layer_map)
     if spec.kind == "lora":
-        return _attach_lora(model, spec, anatomy, to_full)
+        return _attach_lora(model, spec, anatomy, to_full, join)
     chosen: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         index, _ = anatomy.split_name(name)
@@ -251,7 +262,7 @@ def attach(model: PreTrainedModel, spec: AdapterSpec, layer_map: Sequence[int]) 
             parameter.data = parameter.data.float()
             chosen[anatomy.renumber(name, to_full)] = parameter
             parameter.requires_grad_(True)
-    return Adapter(model, spec, chosen)
+    return Adapter(model, spec, chosen, join)
 
 
 def save_adapter(folder: Path, spec: AdapterSpec, state: Mapping[str, Tensor], base: str) -> None:
@@ -290,6 +301,16 @@ def load_adapter(folder: Path) -> tuple[AdapterSpec, AdapterState]:
     return spec, {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()}
 
 
+def _join(
+    model: PreTrainedModel, spec: AdapterSpec, anatomy: Anatomy, layer_map: Sequence[int]
+) -> nn.Module | None:
+    trains = [spec.kind == "full" or block in spec.blocks for block in layer_map]
+    for here in reversed(range(len(trains) - 1)):
+        if trains[here + 1] and not trains[here]:
+            return model.get_submodule(anatomy.block_prefix(here).removesuffix("."))
+    return None
+
+
 def _leave_out_dropout(model: nn.Module) -> None:
     """Switch off what draws from a global generator: two runs of one seed would differ."""
     for module in model.modules():
@@ -300,7 +321,11 @@ def _leave_out_dropout(model: nn.Module) -> None:
 
 
 def _attach_lora(
-    model: PreTrainedModel, spec: AdapterSpec, anatomy: Anatomy, to_full: dict[int, int]
+    model: PreTrainedModel,
+    spec: AdapterSpec,
+    anatomy: Anatomy,
+    to_full: dict[int, int],
+    join: nn.Module | None,
 ) -> Adapter:
     from_full = {full: here for here, full in to_full.items()}
     here = linear_names(model, [from_full[block] for block in spec.blocks])
@@ -322,7 +347,7 @@ def _attach_lora(
         if parameter.requires_grad:
             plain = name.removeprefix(PEFT_PREFIX).replace(f".{PEFT_NAME}.", ".")
             chosen[anatomy.renumber(plain, to_full)] = parameter
-    return Adapter(peft_model, spec, chosen)
+    return Adapter(peft_model, spec, chosen, join)
 
 
 def _lora_config(spec: AdapterSpec, targets: Sequence[str], base: str | None) -> LoraConfig:

@@ -18,9 +18,11 @@ from markupsafe import Markup
 
 from fedot.errors import ConfigError
 from fedot.report import formats, plots, wording
+from fedot.report.audit_file import Audit, read_audit
+from fedot.report.audit_section import audit_section
 from fedot.report.run_files import NUMBERS, Round, RunFiles, Summary, read_run
 
-__all__ = ["render", "write_report"]
+__all__ = ["render", "write_audit", "write_report"]
 
 _SERIES = ("plug_in", "emulator", "proxy")
 
@@ -37,6 +39,8 @@ class Picture:
 def write_report(run_dir: Path) -> Path:
     """Make `report.html` from a run's `summary.json`, `metrics.jsonl` and `config.yaml`.
 
+    An `audit.json` beside them becomes a section.
+
     Returns:
         The path of the page; an older one is replaced whole.
 
@@ -44,19 +48,65 @@ def write_report(run_dir: Path) -> Path:
         ConfigError: a file is missing or broken, or the directory cannot be written to.
     """
     path = run_dir / "report.html"
-    page = render(read_run(run_dir))
+    page = render(read_run(run_dir), read_audit(run_dir))
+    _write(path, page, run_dir / "summary.json")
+    return path
+
+
+def write_audit(folder: Path) -> Path:
+    """Make `audit.html` from an `audit.json` that belongs to no run.
+
+    Raises:
+        ConfigError: there is none, it is broken, or the directory cannot be written to.
+    """
+    audit = read_audit(folder)
+    if audit is None:
+        raise ConfigError(f"{folder} has no audit.json; make one with: fedot audit CONFIG")
+    page = _environment().get_template("audit_page.html.j2").render(audit=audit_section(audit))
+    path = folder / "audit.html"
+    _write(path, page, folder / "audit.json")
+    return path
+
+
+def _write(path: Path, page: str, beside: Path) -> None:
     try:
-        _replace(path, page)
+        _replace(path, page, beside)
     except OSError as error:
         raise ConfigError(
             f"cannot write {path}: {error.strerror}. The directory must be writable and have room."
         ) from error
-    return path
 
 
-def render(files: RunFiles) -> str:
-    """The page as text."""
-    environment = Environment(
+def render(files: RunFiles, audit: Audit | None = None) -> str:
+    """The page as text, with a section on an audit where there is one."""
+    summary = files.summary
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            files=files,
+            summary=summary,
+            headline=wording.headline(summary),
+            alerts=wording.alerts(summary),
+            key_numbers=wording.key_numbers(summary),
+            pictures=_pictures(files),
+            privacy_sentence=wording.privacy_sentence(summary),
+            client_level_sentence=(
+                wording.client_level_sentence(summary) if summary.privacy.unit == "both" else ""
+            ),
+            protections=_protections(summary),
+            notes=wording.other_notes(summary),
+            audit=audit_section(audit) if audit is not None else None,
+            NUMBERS=NUMBERS,
+            LABELS=wording.LABELS,
+            meaning_of=wording.meaning_of,
+            f=formats,
+        )
+    )
+
+
+def _environment() -> Environment:
+    return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
@@ -64,35 +114,16 @@ def render(files: RunFiles) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    summary = files.summary
-    return environment.get_template("report.html.j2").render(
-        files=files,
-        summary=summary,
-        headline=wording.headline(summary),
-        alerts=wording.alerts(summary),
-        key_numbers=wording.key_numbers(summary),
-        pictures=_pictures(files),
-        privacy_sentence=wording.privacy_sentence(summary),
-        client_level_sentence=(
-            wording.client_level_sentence(summary) if summary.privacy.unit == "both" else ""
-        ),
-        protections=_protections(summary),
-        notes=wording.other_notes(summary),
-        NUMBERS=NUMBERS,
-        LABELS=wording.LABELS,
-        meaning_of=wording.meaning_of,
-        f=formats,
-    )
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, text: str, beside: Path) -> None:
     handle, name = tempfile.mkstemp(prefix=".report-", suffix=".html", dir=path.parent)
     temporary = Path(name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
         # A temporary file is private; a page is as readable as what stands beside it.
-        temporary.chmod((path.parent / "summary.json").stat().st_mode & 0o666)
+        temporary.chmod(beside.stat().st_mode & 0o666)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

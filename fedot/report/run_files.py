@@ -96,6 +96,9 @@ class Wire(Part):
     received_bytes: Count | None = None
     bundle_bytes: Count | None = None
     bytes_after: dict[Text, Count] = {}
+    chain: Text = ""
+    state_chain: Text = ""
+    error_feedback: bool = False
 
 
 class Adapter(Part):

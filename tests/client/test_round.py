@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -11,15 +12,16 @@ import torch
 
 from fedot.client import round as client_round
 from fedot.client.chains import state_chain, update_chain
-from fedot.client.round import Site, run_round
+from fedot.client.round import Site, privacy_event, run_round
 from fedot.compression.codec import decode, encode, spec_of
 from fedot.config import PayloadConfig, PrivacyConfig, TrainingConfig
 from fedot.data.tokenize import Sequences
-from fedot.errors import BudgetError, WireError
-from fedot.messages import ClientInfo, RoundTask
+from fedot.errors import BudgetError, ConfigError, ProtocolError, WireError
+from fedot.messages import ClientInfo, ClientResult, RoundTask
 from fedot.models.adapters import Adapter, AdapterSpec, attach, linear_names
+from fedot.privacy.policy import Policy
 
-PAYLOAD = PayloadConfig(update="float32")
+PAYLOAD = PayloadConfig(chain="float32+deflate")
 
 
 @pytest.fixture
@@ -127,6 +129,112 @@ def test_killed_after_the_store_sends_those_bytes_and_never_trains_again(
     assert entry.digest == again.digest
     if charged:
         assert again == first
+
+
+def test_charged_update_that_is_gone_is_not_trained_again(
+    site: Site, adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_for(adapter)
+    run_round(site, adapter, task)
+    for path in site.folder.rglob("*.update"):
+        path.unlink()
+    monkeypatch.setattr(client_round, "train_privately", killed)
+    with pytest.raises(ProtocolError, match="no longer has"):
+        run_round(site, adapter, task)
+
+
+def policy(**terms: Any) -> Policy:
+    known = {"dataset_id": "data-a", "max_epsilon": 9.0, "delta": 1e-5}
+    return Policy.model_validate(known | terms)
+
+
+def with_policy(site: Site, **terms: Any) -> Site:
+    return dataclasses.replace(site, policy=policy(**terms))
+
+
+@pytest.mark.parametrize(
+    ("terms", "changes", "error", "word"),
+    [
+        ({"max_epsilon": 4.0}, {}, BudgetError, "What would fit"),
+        ({"delta": 1e-9}, {}, BudgetError, "at delta 1e-09"),
+        ({}, {"privacy": NO_DP}, BudgetError, "demands DP"),
+        ({"adapters": ["full"]}, {}, ConfigError, "adapter is lora"),
+        ({"chains": ["int8+deflate"]}, {}, ConfigError, "chain is float32"),
+    ],
+)
+def test_policy_refuses_before_anything_is_reserved_or_trained(
+    site: Site,
+    adapter: Adapter,
+    monkeypatch: pytest.MonkeyPatch,
+    terms: dict[str, Any],
+    changes: dict[str, Any],
+    error: type[Exception],
+    word: str,
+) -> None:
+    for name in ("train", "train_privately"):
+        monkeypatch.setattr(client_round, name, killed)
+    with pytest.raises(error, match=word):
+        run_round(with_policy(site, **terms), adapter, task_for(adapter, **changes))
+    assert not site.ledger.path.exists()
+
+
+def test_policy_counts_every_run_on_the_data_set(site: Site, adapter: Adapter) -> None:
+    owned = with_policy(site)
+    for number in (1, 2):
+        run_round(owned, adapter, task_for(adapter, round=number))
+    with pytest.raises(BudgetError, match="has spent"):
+        run_round(owned, adapter, task_for(adapter, run_id="another"))
+    assert {entry.key for entry in site.ledger.entries()} == {"run/1", "run/2"}
+    # Without a policy to say otherwise, a task that asks for more is done.
+    generous = with_policy(site, max_epsilon=20.0)
+    run_round(generous, adapter, task_for(adapter, run_id="another"))
+
+
+def test_server_that_plans_few_rounds_and_asks_for_more_is_refused(
+    site: Site, adapter: Adapter
+) -> None:
+    owned = with_policy(site, max_epsilon=50.0)
+    few = {"planned_rounds": {"a": 1}}
+    run_round(owned, adapter, task_for(adapter, **few))
+    with pytest.raises(BudgetError, match="planned for 1 rounds"):
+        run_round(owned, adapter, task_for(adapter, round=2, **few))
+
+
+def test_policy_tightened_in_a_run_stops_it_at_the_next_round(site: Site, adapter: Adapter) -> None:
+    run_round(with_policy(site), adapter, task_for(adapter))
+    tight = with_policy(site, max_epsilon=1.0)
+    # What was charged may be sent again; nothing new may be spent.
+    run_round(tight, adapter, task_for(adapter))
+    with pytest.raises(BudgetError, match="Nothing fits any more"):
+        run_round(tight, adapter, task_for(adapter, round=2))
+
+
+def test_capped_batches_are_in_the_event(site: Site, adapter: Adapter) -> None:
+    training = TrainingConfig(steps_per_round=2, batch_size=5, max_batch_size=8)
+    event = privacy_event(site, task_for(adapter, training=training))
+    assert event is not None
+    assert (event.max_batch_size, event.num_records) == (8, 20)
+    free = privacy_event(site, task_for(adapter))
+    assert free is not None
+    assert (free.max_batch_size, free.num_records) == (None, None)
+    assert event.noise_multiplier > free.noise_multiplier
+    # A cap that cannot be reached costs nothing and is not in the event.
+    unreached = training.model_copy(update={"max_batch_size": 20})
+    assert privacy_event(site, task_for(adapter, training=unreached)) == free
+
+
+def test_site_does_one_round_at_a_time(site: Site, adapter: Adapter) -> None:
+    """The second of two that do the same round waits, and sends what the first one stored."""
+    results: list[ClientResult] = []
+    task = task_for(adapter)
+    with site.alone():
+        worker = Thread(target=lambda: results.append(run_round(site, adapter, task)))
+        worker.start()
+        worker.join(timeout=0.5)
+        assert worker.is_alive()
+        assert not site.ledger.path.exists()
+    worker.join()
+    assert run_round(site, adapter, task) == results[0]
 
 
 def test_two_trainings_of_one_round_never_share_noise(site: Site, adapter: Adapter) -> None:

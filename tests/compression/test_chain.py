@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from fedot.compression.chain import Step, plan, text_of
+from fedot.compression.chain import Step, chain_of, plan, short_text, text_of
 from fedot.errors import ConfigError
 
 
@@ -68,3 +70,57 @@ def test_what_makes_no_chain_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(ConfigError, match=reason):
         plan(*steps)
+
+
+@pytest.mark.parametrize(
+    ("short", "full"),
+    [
+        ("int8+deflate", "int8(block=256,min_step=0.032,rounding=nearest)+deflate(level=1)"),
+        ("float32", "float32"),
+        (
+            "top_k(keep_ratio=0.05)+int8(block=512,rounding=stochastic)+zstd(level=3)",
+            "top_k(keep_ratio=0.05)+int8(block=512,min_step=0.032,rounding=stochastic)"
+            "+zstd(level=3)",
+        ),
+        ("top_k+nf4(block=128)", "top_k(keep_ratio=0.1)+nf4(block=128)"),
+        ("bfloat16+planes+gzip", "bfloat16+planes+gzip(level=1)"),
+        ("int8(min_step=1e-05)", "int8(block=256,min_step=1e-05,rounding=nearest)"),
+    ],
+)
+def test_a_written_chain_is_read_and_written_back(short: str, full: str) -> None:
+    chain = chain_of(short)
+    assert (text_of(chain), short_text(chain)) == (full, short)
+    assert chain_of(full) == chain
+
+
+def test_blanks_and_an_exponent_with_a_plus_are_read() -> None:
+    chain = chain_of(
+        " top_k( keep_ratio=1e+0 ) + float32 + deflate( level = 2 ) ".replace(" = ", "=")
+    )
+    assert text_of(chain) == "top_k(keep_ratio=1.0)+float32+deflate(level=2)"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "'' is no step of a chain"),
+        ("int8+", "'' is no step"),
+        ("int8 deflate", "'int8 deflate' is no step"),
+        ("int8(", "is no step"),
+        ("int8)", "is no step"),
+        ("int8((block=64))", "is no step"),
+        ("int8(block)", "is no step"),
+        ("int8(block=64,)", "is no step"),
+        ("int8(block=64,block=128)", "is no step"),
+        ("int8(block=)", "is no step"),
+        ("int8(block=64)x", "is no step"),
+        ("int4", "no operator 'int4'"),
+        ("int8(block=64.0)", "int8.block is 64.0"),
+        ("int8(block=many)", "int8.block is 'many'"),
+        ("top_k(keep_ratio=nan)+int8", "top_k.keep_ratio is nan"),
+        ("deflate+int8", "int8 stands after deflate"),
+    ],
+)
+def test_text_that_names_no_chain_is_refused_with_the_reason(text: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        chain_of(text)

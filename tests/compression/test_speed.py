@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedot.compression.chain import Step, plan, text_of
+from fedot.compression.chain import Step, plan, short_text
 from fedot.compression.codec import encode
 from fedot.compression.speed import STATE_CHAINS, UPDATE_CHAINS, Measured, choose, measure
 from fedot.errors import ConfigError
@@ -30,7 +30,7 @@ def test_the_choice_turns_where_the_seconds_by_hand_are_equal() -> None:
 def test_the_choice_is_reported_with_what_it_was_weighed_against() -> None:
     reason = choose(MEASURED, 125e6).reason
     assert "125 MB/s" in reason
-    assert all(text_of(one.chain) in reason for one in MEASURED)
+    assert all(short_text(one.chain) in reason for one in MEASURED)
 
 
 @pytest.mark.parametrize("bandwidth", [0.0, -1.0, float("nan")])

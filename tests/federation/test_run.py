@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from fedot.client.outbox import Stored
 from fedot.config import Config, config_from_dict, with_overrides
 from fedot.errors import ConfigError, ProtocolError
 from fedot.federation import run as run_module
@@ -94,8 +96,12 @@ def test_dp_noise_differs_between_runs_of_one_seed(
         ("emulator.keep_ratio=1.0", "emulator.distill_steps=0", "data.owner_text=null"),
         ("federation.aggregation=trimmed_mean", "federation.num_trimmed=1"),
         ("federation.cohort_size=2", "federation.rounds=3"),
-        ("payload.update=bfloat16", "payload.state=bfloat16"),
-        ("payload.deflate_level=0",),
+        ("payload.chain=bfloat16+planes+deflate", "payload.state=bfloat16"),
+        ("payload.chain=nf4",),
+        ("payload.chain=top_k(keep_ratio=0.1)+int8(rounding=stochastic)+zstd",),
+        ("payload.chain=top_k+int8", "payload.error_feedback=false"),
+        ("payload.chain=int8+gzip", "payload.error_feedback=true", "privacy.unit=example"),
+        ("payload.chain=auto", "payload.bandwidth_mb_per_s=1", "payload.error_feedback=true"),
         ("model.dtype=bfloat16",),
         ("privacy.unit=example", "adapter.kind=blocks"),
         ("privacy.unit=example", "emulator=none", "adapter.kind=full"),
@@ -204,9 +210,10 @@ def test_a_broken_update_is_refused_and_the_round_goes_on(
 
     store = client_round._store
 
-    def broken(site: Any, *args: Any) -> tuple[bytes, dict[str, int]]:
-        payload, bytes_after = store(site, *args)
-        return (payload[:-7] if site.info.name == "client-0" else payload), bytes_after
+    def broken(site: Any, *args: Any) -> Stored:
+        stored = store(site, *args)
+        cut = stored.payload[:-7] if site.info.name == "client-0" else stored.payload
+        return replace(stored, payload=cut)
 
     monkeypatch.setattr(client_round, "_store", broken)
     summary = simulate(config_from_dict(tiny_config), out)

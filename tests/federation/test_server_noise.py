@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedot.compression.codec import Step, plan, spec_of
+from fedot.compression.codec import spec_of
 from fedot.config import Config, config_from_dict, with_overrides
 from fedot.errors import BudgetError, ConfigError
 from fedot.federation import server_noise as server_module
@@ -18,7 +18,7 @@ from fedot.federation.cohort import poisson_cohorts
 from fedot.federation.estimate import estimate
 from fedot.federation.rounds import from_journal
 from fedot.federation.run import simulate
-from fedot.federation.server_noise import ServerNoise, check_chain, client_event
+from fedot.federation.server_noise import ServerNoise, client_event
 from fedot.journal import Journal
 from fedot.messages import RoundTask
 from fedot.models.adapters import load_adapter
@@ -114,12 +114,6 @@ def test_robust_rule_with_noise_at_the_server_is_refused(
             "federation.aggregation=trimmed_mean",
             "federation.num_trimmed=1",
         )
-
-
-def test_top_k_with_noise_at_the_server_is_refused() -> None:
-    check_chain(plan(Step("int8", {}), Step("deflate", {})))
-    with pytest.raises(ConfigError, match=r"top_k.*clipped mean of whole updates"):
-        check_chain(plan(Step("top_k", {"keep_ratio": 0.1}), Step("int8", {})))
 
 
 class Killed(BaseException):

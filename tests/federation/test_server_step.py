@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fedot.config import config_from_dict, with_overrides
-from fedot.federation import run as run_module
 from fedot.federation.run import simulate
 from fedot.federation.server_step import decay, server_step
+from fedot.federation.tasks import learning_rate
 from fedot.journal import Journal
 from fedot.models.adapters import load_adapter
 
@@ -62,9 +62,9 @@ def test_rate_decays_at_the_server_where_adam_is_and_at_clients_otherwise(
     with Journal(tmp_path / "journal.sqlite") as journal:
         moved = [float(server_step(journal, adam, r)(change)["w"]) for r in (1, 2, 3)]
     assert moved == pytest.approx([0.01, 0.0055, 0.001])
-    assert run_module._learning_rate(adam, 3) == 1.0
+    assert learning_rate(adam, 3) == 1.0
     plain = config_from_dict(with_overrides(tiny_config, (*ADAM, ADAM[0].replace("adam", "sgd"))))
-    assert run_module._learning_rate(plain, 3) == pytest.approx(0.1)
+    assert learning_rate(plain, 3) == pytest.approx(0.1)
 
 
 def test_second_round_knows_of_the_first(tmp_path: Path, tiny_config: dict[str, Any]) -> None:

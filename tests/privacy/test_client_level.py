@@ -99,17 +99,14 @@ def test_noise_has_the_spread_that_is_claimed_whoever_answered(num_answered: int
     l2_clip_norm, noise_multiplier, expected = 0.5, 1.3, 4.0
     updates = some_updates(num_answered)
     clipped = [clip_update(update, l2_clip_norm) for update in updates]
-    summed = clipped_sum_of_updates(clipped, NUM, l2_clip_norm)
-    draws = torch.stack(
-        [
-            noised_mean(summed, noise_multiplier, expected, a_source(seed))
-            - summed.value / expected
-            for seed in range(200)
-        ]
-    )
+    clean = clipped_sum_of_updates(clipped, NUM, l2_clip_norm).value / expected
+    draws = []
+    for seed in range(200):
+        summed = clipped_sum_of_updates(clipped, NUM, l2_clip_norm)
+        draws.append(noised_mean(summed, noise_multiplier, expected, a_source(seed)) - clean)
     claimed = noise_multiplier * l2_clip_norm / expected
-    squares = float((draws / claimed).square().sum())
-    low, high = chi2.ppf([5e-7, 1 - 5e-7], draws.numel())
+    squares = float((torch.stack(draws) / claimed).square().sum())
+    low, high = chi2.ppf([5e-7, 1 - 5e-7], 200 * NUM)
     assert low < squares < high
 
 
