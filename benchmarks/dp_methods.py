@@ -67,8 +67,8 @@ class Shape:
         every = tuple(range(self.blocks))
         kind, _, rank = what.partition("-")
         targets = linear_names(model, every) if kind == "lora" else ()
-        spec = AdapterSpec(kind, every, int(rank or 8), 16.0, targets)
-        adapter = attach(model, spec, every, seed=1)
+        spec = AdapterSpec(kind, every, int(rank or 8), 16.0, targets, seed=1)
+        adapter = attach(model, spec, every)
         for name, parameter in adapter.parameters.items():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.02)

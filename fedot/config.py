@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fedot.config_errors import explain
+from fedot.config_privacy import ClientLevelConfig, PrivacyConfig
+from fedot.config_section import Section
 from fedot.errors import ConfigError
 
 __all__ = [
     "AdapterConfig",
+    "ClientLevelConfig",
     "Config",
     "DataConfig",
     "EmulatorConfig",
@@ -32,12 +35,6 @@ __all__ = [
     "to_yaml",
     "with_overrides",
 ]
-
-
-class Section(BaseModel):
-    """A frozen part of the config that knows all its keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -96,12 +93,35 @@ class AdapterConfig(Section):
     kind: Literal["lora", "blocks", "full"] = Field(
         "lora", description="LoRA on blocks, whole blocks, or every parameter (no emulator only)"
     )
-    blocks: Literal["ends", "all"] | list[int] = Field(
-        "ends", description="ends, or (no emulator only) all or block numbers counted from 0"
+    blocks: Literal["ends", "top", "all"] | list[int] = Field(
+        "ends",
+        description="ends, top (only the last: less work, less to noise), or (no emulator only) "
+        "all or block numbers counted from 0",
     )
     num_end_blocks: int = Field(1, ge=1, description="blocks at the bottom, and as many at the top")
     rank: int = Field(8, ge=1, description="LoRA rank r")
     alpha: float = Field(16.0, gt=0, description="LoRA scale: alpha / r multiplies the product")
+    freeze: Literal["none", "A"] = Field(
+        "none", description="A: LoRA's A stays at its random start, B alone trains and travels"
+    )
+    alternate: bool = Field(
+        False, description="LoRA's B trains in odd rounds and its A in even ones; only that travels"
+    )
+
+    @model_validator(mode="after")
+    def _halves_are_of_lora(self) -> AdapterConfig:
+        asked = "adapter.freeze is A" if self.freeze == "A" else "adapter.alternate is true"
+        if (self.freeze == "A" or self.alternate) and self.kind != "lora":
+            raise ValueError(
+                f"{asked} but adapter.kind is {self.kind}, which has no A and B. Set kind: lora, "
+                "or leave it out."
+            )
+        if self.freeze == "A" and self.alternate:
+            raise ValueError(
+                "adapter.freeze is A and adapter.alternate is true; a frozen A never has its turn. "
+                "Set one of them."
+            )
+        return self
 
 
 class EmulatorConfig(Section):
@@ -129,11 +149,14 @@ class TrainingConfig(Section):
         description="under DP, a batch that came out larger is cut to a random part, at a price in "
         "epsilon; null never cuts",
     )
-    learning_rate: float = Field(3e-3, gt=0, description="AdamW, at the start of the run")
+    learning_rate: float = Field(3e-3, gt=0, description="at the start of the run")
+    optimizer: Literal["adamw", "sgd"] = Field(
+        "adamw", description="of the local steps; sgd sends plain gradients to a server with adam"
+    )
     final_lr_ratio: float = Field(
         0.1, ge=0, le=1, description="last round's learning rate over the first one's (cosine)"
     )
-    weight_decay: float = Field(0.0, ge=0, description="of AdamW, on what trains")
+    weight_decay: float = Field(0.0, ge=0, description="on what trains")
     join_noise: float = Field(
         0.0,
         ge=0,
@@ -150,19 +173,6 @@ class TrainingConfig(Section):
                 f"batch_size, {self.batch_size}, or half of all batches are cut. Raise it."
             )
         return self
-
-
-class PrivacyConfig(Section):
-    """What a client's update may reveal. `unit: none` trains without DP."""
-
-    unit: Literal["none", "example"] = Field(
-        "example", description="one record (example), or no differential privacy at all (none)"
-    )
-    target_epsilon: float = Field(8.0, gt=0, le=100, description="spent over all rounds together")
-    delta: float = Field(
-        1e-5, gt=0, lt=1, description="chance that epsilon does not hold; well below 1 / records"
-    )
-    l2_clip_norm: float = Field(1.0, gt=0, description="bound C on one example's gradient")
 
 
 class PayloadConfig(Section):
@@ -202,13 +212,20 @@ class FederationConfig(Section):
 
     rounds: int = Field(6, ge=1, description="exchanges between owner and clients")
     cohort_size: int | None = Field(
-        None, ge=1, description="clients drawn uniformly each round; null takes all"
+        None,
+        ge=1,
+        description="clients drawn uniformly each round (with client-level DP each by its own "
+        "coin, so many on average); null takes all",
     )
     server_learning_rate: float = Field(
         1.0,
         gt=0,
         le=10,
-        description="the cohort's mean update is scaled by this; above 1 where clients differ",
+        description="the cohort's mean update is scaled by this; above 1 where clients differ. "
+        "With adam: how far a value moves in a round",
+    )
+    server_optimizer: Literal["sgd", "adam"] = Field(
+        "sgd", description="sgd adds the mean update; adam scales it by what came in all rounds"
     )
     aggregation: Literal["mean", "trimmed_mean"] = Field(
         "mean", description="how updates become one: mean, or trimmed_mean against liars"
@@ -262,6 +279,13 @@ class Config(Section):
                 f"federation.num_trimmed is {trimmed}; dropping {2 * trimmed} of {cohort} values "
                 "leaves none. It must be below half of the cohort."
             )
+        if self.privacy.protects_clients and self.federation.aggregation != "mean":
+            raise ValueError(
+                f"privacy.unit is {self.privacy.unit} and federation.aggregation is "
+                f"{self.federation.aggregation}; noise at the server covers the mean of clipped "
+                "updates, and one client can move a robust rule by more than that. Set "
+                "aggregation: mean, or privacy.unit: example."
+            )
         strangers = sorted(self.data.policies.keys() - self.data.clients.keys())
         if strangers:
             raise ValueError(
@@ -274,12 +298,12 @@ class Config(Section):
                 "nothing. Set aggregation: trimmed_mean."
             )
         if self.emulator != "none" and (
-            self.adapter.kind == "full" or self.adapter.blocks != "ends"
+            self.adapter.kind == "full" or self.adapter.blocks not in ("ends", "top")
         ):
             raise ValueError(
                 f"adapter.kind is {self.adapter.kind} on blocks {self.adapter.blocks}; with an "
                 "emulator only the end blocks can train. Set emulator: none to share the whole "
-                "model, or adapter.blocks: ends with kind lora or blocks."
+                "model, or adapter.blocks: ends or top with kind lora or blocks."
             )
         return self
 

@@ -57,8 +57,17 @@ def _lines(config: Config) -> Iterator[str]:
             continue
         yield f"# {(type(value).__doc__ or '').strip()}"
         yield f"{key}:"
-        for name, field in type(value).model_fields.items():
-            yield _line(name, getattr(value, name), field.description, indent="  ")
+        yield from _section_lines(value, indent="  ")
+
+
+def _section_lines(section: BaseModel, indent: str) -> Iterator[str]:
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield f"{indent}{name}:  # {(type(value).__doc__ or '').strip()}"
+            yield from _section_lines(value, indent + "  ")
+        else:
+            yield _line(name, value, field.description, indent)
 
 
 def _line(key: str, value: Any, description: str | None, indent: str) -> str:

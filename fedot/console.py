@@ -322,12 +322,22 @@ def _results(summary: Summary) -> Table:
 
 
 def _epsilon_rows(summary: Summary) -> Iterable[tuple[str, str, str]]:
-    from fedot.report.wording import absent, privacy_sentence, privacy_unit
+    from fedot.report.wording import (
+        absent,
+        client_level_sentence,
+        privacy_sentence,
+        privacy_unit,
+    )
 
     privacy = summary.privacy
     meaning = f"Bounds what updates reveal about {privacy_unit(summary)}."
+    level = privacy.client_level
+    if level is not None and level.epsilon is not None:
+        yield "epsilon of a client", epsilon_text(level.epsilon), client_level_sentence(summary)
     if privacy.unit == "none":
         yield "epsilon", "no DP", privacy_sentence(summary)
+    elif privacy.unit == "client":
+        return
     elif not privacy.spent:
         yield "epsilon", "not known", absent(summary, "privacy")
     else:
@@ -354,7 +364,10 @@ def _estimate_rows(cost: Estimate) -> Iterable[tuple[str, str, str]]:
     if cost.chain_reason:
         yield "chain", cost.chain, cost.chain_reason
     yield "bytes received", in_bytes(cost.received_bytes), "All states; the bundle apart."
-    if not cost.epsilon:
+    if cost.client_epsilon is not None:
+        meaning = "For all its records, towards all but the model owner."
+        yield "epsilon of a client", epsilon_text(cost.client_epsilon), meaning
+    elif not cost.epsilon:
         yield "epsilon", "no DP", "privacy.unit is none: nothing bounds what updates tell."
     for name, epsilon in cost.epsilon.items():
         noise = f"Noise multiplier {cost.noise_multiplier[name]:.3f}."

@@ -125,6 +125,12 @@ class Journal:
             raise ProtocolError(f"payload {digest[:12]} is damaged on disk; restore the run.")
         return payload
 
+    def keep(self, payload: bytes) -> str:
+        """Store bytes for good; `payload` reads them by the digest that this returns."""
+        digest = digest_of(payload)
+        self._store(payload, digest)
+        return digest
+
     def close_round(self, round: int, state: bytes, metrics: Mapping[str, Any]) -> None:
         """End a round: its state and metrics become the run's, in one transaction.
 

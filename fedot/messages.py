@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
 from fedot.config import PayloadConfig, PrivacyConfig, TrainingConfig
 
 __all__ = [
+    "AdapterPart",
     "ClientFailure",
     "ClientInfo",
     "ClientResult",
@@ -21,6 +22,9 @@ __all__ = [
     "digest_of",
     "no_progress",
 ]
+
+AdapterPart = Literal["all", "A", "B"]
+"""What of an adapter trains in a round: every tensor, or one half of LoRA."""
 
 Progress = Callable[[str, int, int], None]
 """Called as `progress(stage, done, total)`; how it is shown is `fedot.console`'s business."""
@@ -59,6 +63,8 @@ class RoundTask:
             noise is calibrated so that all of them stay within its target epsilon.
         seed: of stochastic rounding and, where there is no DP, of the order of records; a DP
             client's noise and sampling ignore it.
+        trains: what of the adapter trains; the rest stays as it is, and only this travels back.
+        state_part: what of the adapter `state` holds; the rest never changes (LoRA's frozen A).
         deadline_s: seconds a client may take, or None.
     """
 
@@ -71,6 +77,8 @@ class RoundTask:
     payload: PayloadConfig
     planned_rounds: Mapping[str, int]
     seed: int = 0
+    trains: AdapterPart = "all"
+    state_part: AdapterPart = "all"
     deadline_s: float | None = None
 
     @property

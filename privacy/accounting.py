@@ -2,7 +2,8 @@
 
 Epsilon is an upper bound from privacy loss distributions (PLD, `dp-accounting`), computed from
 events each time and never stored as truth. Renyi DP stands beside it where it exists: a looser
-bound from other mathematics. Neighbouring data sets differ by one added or removed record.
+bound from other mathematics. Neighbouring data sets differ by one added or removed record, in the
+server's ledger (`client_level`) by one client.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from fedot.errors import BudgetError
 
 __all__ = [
     "NEIGHBOURING",
+    "NEIGHBOURING_CLIENTS",
     "SampledGaussian",
     "calibrate_noise",
     "epsilon_of",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 NEIGHBOURING = "add or remove one record"
+NEIGHBOURING_CLIENTS = "add or remove one client"
 
 # Grid of privacy losses. A finer one takes longer and gains less than 0.01 in epsilon; the result
 # is an upper bound either way.

@@ -279,8 +279,11 @@ def test_saved_config_loads_back_equal(tmp_path, emulator):
 def test_saved_config_states_every_key():
     saved = yaml.safe_load(to_yaml(config_from_dict(SMALLEST)))
     for key in all_keys():
-        section, _, last = key.rpartition(".")
-        assert last in (saved[section] if section else saved), key
+        *sections, last = key.split(".")
+        holder = saved
+        for section in sections:
+            holder = holder[section]
+        assert last in holder, key
 
 
 def test_cap_below_the_expected_batch_is_refused():

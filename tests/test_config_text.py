@@ -43,22 +43,27 @@ def test_without_owner_text_nothing_is_distilled(tmp_path):
 
 def test_every_key_stands_in_it_once_with_a_comment():
     found: dict[str, str] = {}
-    section = ""
+    above: list[str] = []
     for line in commented_config("/models/m", CLIENTS, OWNER).splitlines():
-        key = re.match(r"( {0,2})(\w+):", line)
-        if key is None:
+        key = re.match(r"( *)(\w+):", line)
+        if key is None or (above[:2] == ["data", "clients"] and len(key[1]) == 4):
             continue
-        name = f"{section}.{key[2]}" if key[1] else key[2]
-        section = section if key[1] else key[2]
+        above = [*above[: len(key[1]) // 2], key[2]]
+        name = ".".join(above)
         assert name not in found, f"{name} stands twice"
         found[name] = line
     config = config_from_dict({"model": {"path": "m"}, "data": {"clients": {"a": "a.jsonl"}}})
-    for name, value in config:
-        for key in type(value).model_fields if isinstance(value, BaseModel) else ():
-            assert re.search(r"  # \w", found.pop(f"{name}.{key}")), f"{name}.{key}: no comment"
-        line = found.pop(name)
-        assert isinstance(value, BaseModel) or re.search(r"  # \w", line), f"{name}: no comment"
-        assert "# None" not in line
+
+    def check(section: BaseModel, prefix: str) -> None:
+        for name, value in section:
+            line = found.pop(prefix + name)
+            headed = isinstance(value, BaseModel) and not prefix
+            assert headed or re.search(r"  # \w", line), f"{prefix}{name}: no comment"
+            assert "# None" not in line
+            if isinstance(value, BaseModel):
+                check(value, f"{prefix}{name}.")
+
+    check(config, "")
     assert not found
 
 

@@ -283,7 +283,8 @@ def test_an_estimate_says_which_chain_auto_took_and_why():
     bytes_ = dict.fromkeys(("server_bytes", "sent_bytes", "float32_bytes", "received_bytes"), 1000)
     told = {"chain": "int8+deflate", "chain_reason": "auto took int8+deflate: it is soonest."}
     printed = Printed()
-    cost = Estimate(**numbers, **bytes_, **told, seconds=1.0, epsilon={}, noise_multiplier={})
+    none = {"epsilon": {}, "noise_multiplier": {}, "client_epsilon": None}
+    cost = Estimate(**numbers, **bytes_, **told, **none, seconds=1.0)
     printed.console.estimate_table(cost)
     assert "by int8+deflate" in " ".join(printed.text.split())
     assert "it is soonest" in " ".join(printed.text.split())

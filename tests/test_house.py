@@ -44,6 +44,8 @@ FLOORS = {
     "privacy": 1,
     "config": 0,
     "config_errors": 0,
+    "config_privacy": 0,
+    "config_section": 0,
     "config_text": 0,
     "errors": 0,
     "messages": 0,

@@ -332,7 +332,6 @@ def test_server_killed_at_any_moment_leaves_no_row_without_its_bytes(path):
         "fedot.data.python_library",
         "fedot.data.records",
         "fedot.errors",
-        "fedot.federation.cohort",
         "fedot.federation.folder",
         "fedot.journal",
         "fedot.messages",

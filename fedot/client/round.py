@@ -27,7 +27,7 @@ from fedot.config import PrivacyConfig, TrainingConfig
 from fedot.data.tokenize import Sequences
 from fedot.errors import BudgetError, ProtocolError
 from fedot.messages import ClientInfo, ClientResult, RoundTask
-from fedot.models.adapters import Adapter
+from fedot.models.adapters import Adapter, part_names
 from fedot.privacy.accounting import SampledGaussian, calibrate_noise
 from fedot.privacy.ledger import Ledger
 from fedot.privacy.noise import NoiseSource
@@ -182,7 +182,7 @@ def _reserve(site: Site, task: RoundTask, event: SampledGaussian) -> None:
 
 def privacy_event(site: Site, task: RoundTask) -> SampledGaussian | None:
     """What one round costs this site; None without DP."""
-    if task.privacy.unit == "none":
+    if not task.privacy.protects_records:
         return None
     planned = task.planned_rounds[site.info.name]
     return round_event(task.training, task.privacy, len(site.records), planned)
@@ -214,14 +214,15 @@ def _trained_update(
     autocast: bool,
     make_noise: Callable[[], NoiseSource],
 ) -> dict[str, Tensor]:
-    before = decode(task.state, spec_of(adapter.state()), allowed=[state_chain(task.payload)])
-    adapter.load(before)
+    before = _load_state(adapter, task)
+    adapter.train_only(task.trains)
     settings = TrainingSettings(
         num_steps=task.training.steps_per_round,
         batch_size=task.training.batch_size,
         micro_batch_size=task.training.micro_batch_size,
         learning_rate=task.learning_rate,
         weight_decay=task.training.weight_decay,
+        optimizer=task.training.optimizer,
         join_noise=task.training.join_noise,
         autocast=autocast,
     )
@@ -236,7 +237,7 @@ def _trained_update(
             event.max_batch_size,
         )
         train_privately(adapter, site.records, settings, private, make_noise())
-    update = {name: after - before[name] for name, after in adapter.state().items()}
+    update = _what_moved(adapter, before)
     if _bounded(update.values()):
         return update
     if event is None:
@@ -248,6 +249,36 @@ def _trained_update(
     # for. An empty update is computed from the noised one, so it costs nothing more.
     logger.warning("training diverged in round %d; lower training.learning_rate", task.round)
     return {name: torch.zeros_like(change) for name, change in update.items()}
+
+
+def _load_state(adapter: Adapter, task: RoundTask) -> dict[str, Tensor]:
+    """Put the server's state on the adapter; all of it, or without the half that never changes.
+
+    Raises:
+        WireError: it is neither.
+    """
+    start = adapter.state()
+    travels = part_names(start, task.state_part)
+    expected = spec_of({name: start[name] for name in travels})
+    arrived = decode(task.state, expected, allowed=[state_chain(task.payload)])
+    before = {**start, **arrived}
+    adapter.load(before)
+    return before
+
+
+def _what_moved(adapter: Adapter, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """After minus before, of what trains.
+
+    Raises:
+        ValueError: something else moved, which nobody would be told of and no noise covers.
+    """
+    trained, update = adapter.trained, {}
+    for name, after in adapter.state().items():
+        if name in trained:
+            update[name] = after - before[name]
+        elif not torch.equal(after, before[name]):
+            raise ValueError(f"{name} is frozen in this round and moved; nothing was stored.")
+    return update
 
 
 def _bounded(changes: Iterable[Tensor]) -> bool:
@@ -271,7 +302,7 @@ def _store(site: Site, task: RoundTask, update: Mapping[str, Tensor]) -> Stored:
 
 def _counts(site: Site, task: RoundTask) -> Callable[[str, str], bool]:
     """Whether a stored update may be built on: under DP, only once it has been charged."""
-    if task.privacy.unit == "none":
+    if not task.privacy.protects_records:
         return lambda key, digest: True
     charged = {entry.key: entry.digest for entry in site.ledger.entries()}
     return lambda key, digest: charged.get(key) == digest

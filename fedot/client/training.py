@@ -1,4 +1,4 @@
-"""Local training at a site: some steps of AdamW on an adapter, with DP-SGD or without."""
+"""Local training at a site: some steps of an optimizer on an adapter, with DP-SGD or without."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,7 @@ class TrainingSettings:
     micro_batch_size: int
     learning_rate: float
     weight_decay: float = 0.0
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     join_noise: float = 0.0
     autocast: bool = False
     """Compute in bfloat16 while parameters stay float32."""
@@ -66,7 +68,7 @@ def train(
     adapter: Adapter, records: Sequences, settings: TrainingSettings, rng: torch.Generator
 ) -> None:
     """Train in place without privacy: shuffled batches, seeded order."""
-    optimizer = _adamw(adapter, settings)
+    optimizer = _optimizer(adapter, settings)
     adapter.model.train()
     batches = _shuffled(len(records), settings.batch_size, rng)
     with join_noise(adapter, settings.join_noise, seeded(rng)):
@@ -75,7 +77,7 @@ def train(
                 with _autocast(adapter.model, settings):
                     losses = sequence_losses(adapter.model, records.take(part))
                 (losses.sum() / len(rows)).backward()
-            nn.utils.clip_grad_norm_(adapter.parameters.values(), max_norm=1.0)
+            nn.utils.clip_grad_norm_(adapter.trained.values(), max_norm=1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     adapter.model.eval()
@@ -93,8 +95,12 @@ def train_privately(
     Guarantees:
         `settings.num_steps` steps of the Poisson-sampled Gaussian mechanism with q =
         `private.sampling_prob` and z = `private.noise_multiplier`, truncated where
-        `private.max_batch_size` is set.
+        `private.max_batch_size` is set, on every tensor that trains.
+
+    Raises:
+        ValueError: something trains that would be neither clipped nor noised.
     """
+    _refuse_unnoised(adapter)
 
     def losses_of(part: Tensor) -> Tensor:
         with _autocast(adapter.model, settings):
@@ -103,7 +109,7 @@ def train_privately(
     top_noise = join_noise(adapter, settings.join_noise, from_noise_source(noise))
     with per_example_gradients(adapter.model) as gradients, top_noise:
         optimizer = PrivateOptimizer(
-            _adamw(adapter, settings),
+            _optimizer(adapter, settings),
             gradients,
             l2_clip_norm=private.l2_clip_norm,
             noise_multiplier=private.noise_multiplier,
@@ -120,13 +126,32 @@ def train_privately(
             private_step(optimizer, micro_batches)
 
 
-def _adamw(adapter: Adapter, settings: TrainingSettings) -> torch.optim.AdamW:
+def _optimizer(adapter: Adapter, settings: TrainingSettings) -> torch.optim.Optimizer:
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            adapter.trained.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
     return torch.optim.AdamW(
-        adapter.parameters.values(),
+        adapter.trained.values(),
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
         betas=(0.9, 0.99),
     )
+
+
+def _refuse_unnoised(adapter: Adapter) -> None:
+    """A part that trains on the records without noise spoils the claim for all that is sent.
+
+    What is sent is computed with it in the next step (FedSA-LoRA keeps B so), and a model that
+    holds it is shown in the end.
+    """
+    noised = {id(parameter) for parameter in adapter.trained.values()}
+    for name, parameter in adapter.model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in noised:
+            raise ValueError(
+                f"{name} trains but is no part of what is clipped and noised; a local part without "
+                "noise and a DP claim exclude each other. Freeze it, or train without DP."
+            )
 
 
 def _autocast(model: nn.Module, settings: TrainingSettings) -> torch.autocast | nullcontext[None]:

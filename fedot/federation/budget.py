@@ -5,8 +5,9 @@ from __future__ import annotations
 from fedot.client.chains import operators_of
 from fedot.client.round import round_event
 from fedot.config import Config
-from fedot.federation.cohort import draw_cohorts, planned_rounds
+from fedot.federation.cohort import most_rounds
 from fedot.federation.parts import Parts
+from fedot.federation.server_noise import client_event
 from fedot.privacy.policy import Request, refuse_unless_allowed
 
 __all__ = ["check_budget"]
@@ -19,11 +20,11 @@ def check_budget(config: Config, parts: Parts) -> None:
         BudgetError: a target cannot be met, or a policy's budget is too small.
         ConfigError: a policy does not allow the adapter or the chain.
     """
-    size, rounds = config.federation.cohort_size, config.federation.rounds
-    planned = planned_rounds(draw_cohorts(config.seed, rounds, list(parts.train), size))
-    for name, num_rounds in planned.items():
+    if config.privacy.protects_clients:
+        client_event(config)
+    for name, num_rounds in most_rounds(config, list(parts.train)).items():
         event = None
-        if config.privacy.unit != "none":
+        if config.privacy.protects_records:
             num_records = len(parts.train[name])
             event = round_event(config.training, config.privacy, num_records, num_rounds)
         policy = parts.policies.get(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -11,15 +12,18 @@ from fedot.client.chains import state_chain, update_chain
 from fedot.client.round import round_event
 from fedot.client.training import sequence_losses
 from fedot.compression.codec import encode
-from fedot.config import Config, EmulatorConfig
+from fedot.config import AdapterConfig, Config, EmulatorConfig, PayloadConfig
 from fedot.federation.budget import check_budget
-from fedot.federation.cohort import draw_cohorts, planned_rounds
+from fedot.federation.cohort import most_rounds
 from fedot.federation.parts import Parts, load_parts
 from fedot.federation.payloads import settled
+from fedot.federation.rounds import part_of
+from fedot.federation.server_noise import client_event
+from fedot.federation.turns import state_part, trained_part
+from fedot.messages import AdapterPart
 from fedot.models.adapters import attach
 from fedot.models.anatomy import anatomy_of, shallower
 from fedot.privacy.accounting import epsilon_of
-from fedot.seeds import derive_seed
 
 __all__ = ["Estimate", "estimate"]
 
@@ -46,6 +50,7 @@ class Estimate:
         received_bytes: all states, server to clients.
         epsilon: by client, at the end; empty without DP.
         noise_multiplier: by client; empty without DP.
+        client_epsilon: of one client with all its records, from noise at the server; None without.
         chain: what updates go through.
         chain_reason: why, where `chain: auto` chose it.
     """
@@ -61,6 +66,7 @@ class Estimate:
     received_bytes: int
     epsilon: dict[str, float]
     noise_multiplier: dict[str, float]
+    client_epsilon: float | None
     chain: str
     chain_reason: str | None
 
@@ -77,23 +83,25 @@ def estimate(config: Config) -> Estimate:
     emulator = shallower(parts.model, parts.kept)
     width = {p.element_size() for p in parts.model.parameters()}.pop()
     emulator_parameters = emulator.num_parameters()
-    adapter = attach(emulator, parts.adapter, parts.kept, derive_seed(config.seed, "adapter"))
-    cohorts = draw_cohorts(
-        config.seed, config.federation.rounds, list(parts.train), config.federation.cohort_size
-    )
-    planned = planned_rounds(cohorts)
-    total = sum(planned.values())
+    adapter = attach(emulator, parts.adapter, parts.kept)
+    names, num_rounds = list(parts.train), config.federation.rounds
+    # Poisson cohorts are that large on average.
+    size = config.federation.cohort_size or len(names)
+    total = size * num_rounds
     rng = torch.Generator().manual_seed(0)
     update = {n: torch.randn(p.shape, generator=rng) for n, p in adapter.parameters.items()}
     payload, reason = settled(config.payload)
-    sent = encode(update, update_chain(payload), seed=0)
+    sent, float32 = _sent_bytes(config.adapter, payload, update, [size] * num_rounds)
     # LoRA starts half zero, which no later state is.
     start = adapter.state()
     later = {name: tensor + update[name] for name, tensor in start.items()}
     down = state_chain(payload)
-    first, rest = len(encode(start, down).payload), len(encode(later, down).payload)
+    first, rest = (
+        len(encode(part_of(state, state_part(config.adapter)), down).payload)
+        for state in (start, later)
+    )
     client = _client_bytes(config, parts, emulator_parameters * width, adapter.num_parameters)
-    epsilon, noise = _privacy(config, parts, planned)
+    epsilon, noise = _privacy(config, parts, most_rounds(config, names))
     return Estimate(
         full_parameters=parts.model.num_parameters(),
         emulator_parameters=emulator_parameters,
@@ -101,14 +109,33 @@ def estimate(config: Config) -> Estimate:
         client_bytes=client,
         server_bytes=_server_bytes(config, parts.model.num_parameters(), width, client),
         seconds=_tokens(config, parts, total) * per_token,
-        sent_bytes=len(sent.payload) * total,
-        float32_bytes=4 * adapter.num_parameters * total,
-        received_bytes=first * len(cohorts[0]) + rest * (total - len(cohorts[0])),
+        sent_bytes=sent,
+        float32_bytes=float32,
+        received_bytes=first * size + rest * (total - size),
         epsilon=epsilon,
         noise_multiplier=noise,
+        client_epsilon=_client_epsilon(config),
         chain=payload.chain,
         chain_reason=reason,
     )
+
+
+def _sent_bytes(
+    adapter: AdapterConfig,
+    payload: PayloadConfig,
+    update: dict[str, torch.Tensor],
+    cohort_sizes: list[int],
+) -> tuple[int, int]:
+    """All updates encoded, and as float32; in every round that half which has its turn."""
+    updates: Counter[AdapterPart] = Counter()
+    for round, size in enumerate(cohort_sizes, start=1):
+        updates[trained_part(adapter, round)] += size
+    sent = float32 = 0
+    for trains, num_updates in updates.items():
+        part = part_of(update, trains)
+        sent += num_updates * len(encode(part, update_chain(payload), seed=0).payload)
+        float32 += num_updates * 4 * sum(tensor.numel() for tensor in part.values())
+    return sent, float32
 
 
 def _seconds_per_token(parts: Parts) -> float:
@@ -150,7 +177,7 @@ def _client_bytes(config: Config, parts: Parts, weights: int, num_parameters: in
     depth, width, vocabulary = len(parts.kept), int(model.hidden_size), int(model.vocab_size)
     activations = 4 * rows * config.data.max_tokens * depth * width * _ACTIVATIONS_PER_UNIT
     logits = 3 * 4 * rows * config.data.max_tokens * vocabulary
-    private = config.privacy.unit != "none"
+    private = config.privacy.protects_records
     gradients = 4 * num_parameters * (rows if private else 1)
     optimizer = 4 * num_parameters * 4
     return weights + activations + logits + gradients + optimizer
@@ -164,10 +191,17 @@ def _server_bytes(config: Config, full_parameters: int, width: int, client_bytes
     return full + client_bytes + ceiling
 
 
+def _client_epsilon(config: Config) -> float | None:
+    if not config.privacy.protects_clients:
+        return None
+    events = [client_event(config)] * config.federation.rounds
+    return epsilon_of(events, config.privacy.client_level.delta)
+
+
 def _privacy(
     config: Config, parts: Parts, planned: dict[str, int]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    if config.privacy.unit == "none":
+    if not config.privacy.protects_records:
         return {}, {}
     epsilon, noise = {}, {}
     for name, records in parts.train.items():

@@ -64,7 +64,7 @@ def load_parts(config: Config) -> Parts:
     Raises:
         ConfigError: a file, the model or a number cannot be used as asked.
     """
-    check_payload(config.payload, config.federation)
+    check_payload(config.payload, config.federation, config.adapter, config.privacy)
     device = pick_device(config.model.device)
     model = load_model(config.model.path, config.model.dtype, device)
     tokenizer = load_tokenizer(config.model.path)
@@ -85,6 +85,7 @@ def load_parts(config: Config) -> Parts:
         rank=config.adapter.rank,
         alpha=config.adapter.alpha,
         targets=linear_names(model, blocks) if lora else (),
+        seed=derive_seed(config.seed, "adapter"),
     )
     policies = _policies(config.data)
     train, choose, report = _client_records(config, tokenizer, policies)
@@ -199,7 +200,7 @@ def _sequences(
 
 def _check_private(config: Config, model: PreTrainedModel) -> None:
     positions = [name for name, _ in model.named_parameters() if "wpe" in name]
-    if config.adapter.kind == "full" and config.privacy.unit != "none" and positions:
+    if config.adapter.kind == "full" and config.privacy.protects_records and positions:
         raise ConfigError(
             f"adapter.kind is full, which trains {positions[0]}; all records of a batch share it, "
             "so it has no gradient per record. Use kind blocks or lora, or privacy.unit=none."

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedot.client.chains import state_chain, update_chain
+from fedot.client.chains import feeds_back, state_chain, update_chain
 from fedot.compression.chain import Stage, short_text, step_of
 from fedot.compression.speed import choose, measure
-from fedot.config import Config, FederationConfig, PayloadConfig
+from fedot.config import AdapterConfig, Config, FederationConfig, PayloadConfig, PrivacyConfig
 from fedot.errors import ConfigError
 from fedot.journal import Journal
 
@@ -24,22 +24,53 @@ _COORDINATE_RULES: Mapping[str, str] = {
 _STATE_VALUES = ("float32", "bfloat16", "float16")
 
 
-def check_payload(payload: PayloadConfig, federation: FederationConfig) -> None:
-    """Refuse chains that cannot be planned, or that their rule or direction makes senseless.
+def check_payload(
+    payload: PayloadConfig,
+    federation: FederationConfig,
+    adapter: AdapterConfig,
+    privacy: PrivacyConfig,
+) -> None:
+    """Refuse chains that cannot be planned, or that the rest of the config makes senseless.
 
     Raises:
         ConfigError: says which, why, and what to do.
     """
-    rule = federation.aggregation
-    if payload.chain != "auto":
-        sparse = step_of(update_chain(payload), Stage.SPARSIFY)
-        if sparse is not None and rule in _COORDINATE_RULES:
-            raise ConfigError(
-                f"payload.chain has {sparse.name} and federation.aggregation is {rule}, which "
-                f"{_COORDINATE_RULES[rule]}: with a mask of each client's own, most values are "
-                f"zeros and what was learned would be dropped. Take {sparse.name} out, or "
-                "aggregate with mean."
-            )
+    # What auto takes is dense.
+    auto = payload.chain == "auto"
+    if not auto:
+        _check_sparse(payload, federation, privacy)
+    if adapter.alternate and (payload.error_feedback if auto else feeds_back(payload)):
+        raise ConfigError(
+            "adapter.alternate is true and updates have error feedback; what the last round lost "
+            "belongs to the other half of LoRA, and a round later it is out of date. Set "
+            "payload.error_feedback: false, or adapter.alternate: false."
+        )
+    _check_state(payload)
+
+
+def _check_sparse(
+    payload: PayloadConfig, federation: FederationConfig, privacy: PrivacyConfig
+) -> None:
+    sparse, rule = step_of(update_chain(payload), Stage.SPARSIFY), federation.aggregation
+    if sparse is None:
+        return
+    if rule in _COORDINATE_RULES:
+        raise ConfigError(
+            f"payload.chain has {sparse.name} and federation.aggregation is {rule}, which "
+            f"{_COORDINATE_RULES[rule]}: with a mask of each client's own, most values are "
+            f"zeros and what was learned would be dropped. Take {sparse.name} out, or "
+            "aggregate with mean."
+        )
+    if privacy.protects_clients:
+        raise ConfigError(
+            f"payload.chain has {sparse.name} and privacy.unit is {privacy.unit}, client-level DP; "
+            "its guarantee is for the clipped mean of whole updates with noise on every value, and "
+            f"what {sparse.name} leaves out is noised all the same. Take it out, or set "
+            "privacy.unit: example."
+        )
+
+
+def _check_state(payload: PayloadConfig) -> None:
     chain = state_chain(payload)
     sparse, values = step_of(chain, Stage.SPARSIFY), step_of(chain, Stage.VALUES)
     lossy = sparse or values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,20 @@ from fedot.compression.codec import Step, TensorSpec, decode, encode, plan, spec
 from fedot.engines.engine import Engine
 from fedot.errors import ProtocolError, WireError
 from fedot.journal import Journal
-from fedot.messages import ClientFailure, ClientResult, Progress, RoundTask
+from fedot.messages import AdapterPart, ClientFailure, ClientResult, Progress, RoundTask
+from fedot.models.adapters import part_names
 
-__all__ = ["RoundOutcome", "collect", "from_journal", "next_state", "to_journal"]
+__all__ = [
+    "Aggregate",
+    "RoundOutcome",
+    "State",
+    "collect",
+    "from_journal",
+    "next_state",
+    "part_of",
+    "plain_aggregate",
+    "to_journal",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +38,11 @@ State = dict[str, Tensor]
 
 # The journal keeps the state exactly, whatever travels down.
 _JOURNAL_CHAIN = plan(Step("float32", {}), Step("deflate", {"level": 1}))
+
+
+Aggregate = Callable[[State, Sequence[State]], tuple[State, dict[str, Any]]]
+"""From what trains (before the round) and all updates of it to one change, float64, and to what
+else is told in the round's line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,23 +94,31 @@ def next_state(
     before: State,
     cohort: Sequence[str],
     failed: Mapping[str, str],
-    num_trimmed: int,
-    server_learning_rate: float,
+    aggregate: Aggregate,
+    step: Callable[[State], State],
 ) -> RoundOutcome:
     """Aggregate the stored updates and step; the same payloads make the same bits.
+
+    Args:
+        journal: holds the updates.
+        task: the round's.
+        before: the adapter's state.
+        cohort: who was asked.
+        failed: who did not answer, and why.
+        aggregate: makes one change of the updates of what trains; see `Aggregate`.
+        step: the server optimizer's, from that change to what is added to the state.
 
     Raises:
         ProtocolError: too few updates for the rule.
     """
     received = journal.received(task.round)
-    if not received:
-        reason = next(iter(failed.values()), "nobody answered")
-        raise ProtocolError(f"round {task.round} got no update. First reason: {reason}")
-    chain = update_chain(task.payload)
+    part = part_of(before, task.trains)
+    chain, expected = update_chain(task.payload), spec_of(part)
     payloads = [journal.payload(update.digest) for update in received]
-    updates = [decode(payload, spec_of(before), allowed=[chain]) for payload in payloads]
-    change = trimmed_mean(updates, num_trimmed)
-    state = {n: (t.double() + server_learning_rate * change[n]).float() for n, t in before.items()}
+    updates = [decode(payload, expected, allowed=[chain]) for payload in payloads]
+    change, told = aggregate(part, updates)
+    moved = {n: (before[n].double() + added).float() for n, added in step(change).items()}
+    state = {**before, **moved}
     bytes_after: Counter[str] = Counter()
     for update in received:
         bytes_after.update(update.metadata["bytes_after"])
@@ -112,8 +136,31 @@ def next_state(
         },
         "update_norm": float(norm),
         "learning_rate": task.learning_rate,
+        **told,
     }
     return RoundOutcome(state, metrics)
+
+
+def plain_aggregate(round: int, num_trimmed: int, failed: Mapping[str, str]) -> Aggregate:
+    """Mean or trimmed mean, without noise.
+
+    It raises:
+        ProtocolError: too few updates for the rule.
+    """
+
+    def aggregate(part: State, updates: Sequence[State]) -> tuple[State, dict[str, Any]]:
+        if not updates:
+            reason = next(iter(failed.values()), "nobody answered")
+            raise ProtocolError(f"round {round} got no update. First reason: {reason}")
+        return trimmed_mean(updates, num_trimmed), {}
+
+    return aggregate
+
+
+def part_of(state: State, part: AdapterPart) -> State:
+    """The tensors of a state that belong to a part of the adapter."""
+    names = part_names(state, part)
+    return {name: tensor for name, tensor in state.items() if name in names}
 
 
 def to_journal(state: State) -> bytes:

@@ -12,9 +12,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from fedot.client.chains import state_chain
 from fedot.client.round import Site
-from fedot.compression.codec import encode, spec_of
+from fedot.compression.codec import spec_of
 from fedot.config import Config, EmulatorConfig
 from fedot.data.tokenize import Sequences
 from fedot.emulator.bundle import Bundle, read_bundle, write_bundle
@@ -24,20 +23,30 @@ from fedot.evaluation.ceiling import full_fine_tuning
 from fedot.evaluation.quality import Quality, measure
 from fedot.federation.assess import FIVE, kept_quality
 from fedot.federation.budget import check_budget
-from fedot.federation.cohort import draw_cohorts, planned_rounds
+from fedot.federation.cohort import run_cohorts
 from fedot.federation.folder import RunFolder, check_out, open_run
 from fedot.federation.parts import Parts, load_parts, pooled
 from fedot.federation.payloads import settled_once
-from fedot.federation.rounds import collect, from_journal, next_state, to_journal
+from fedot.federation.rounds import (
+    collect,
+    from_journal,
+    next_state,
+    part_of,
+    plain_aggregate,
+    to_journal,
+)
+from fedot.federation.server_noise import ServerNoise
+from fedot.federation.server_step import server_step
 from fedot.federation.summary import summarize
-from fedot.messages import ClientInfo, Progress, RoundTask, no_progress
+from fedot.federation.tasks import round_task
+from fedot.messages import ClientInfo, Progress, no_progress
 from fedot.models.adapters import Adapter, attach, save_adapter
 from fedot.models.anatomy import load_model, shallower
 from fedot.models.plug_in import plug_in
 from fedot.privacy.noise import NoiseSource
 from fedot.seeds import derive_seed
 
-__all__ = ["learning_rate", "simulate"]
+__all__ = ["simulate"]
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +113,11 @@ def simulate(
             **_timed(run, "evaluation", lambda: _tuned(config, parts, models, run, progress)),
         }
         ledgers = {site.info.name: site.ledger for site in _sites(parts, run)}
-        summary = summarize(config, parts, bundle, run.journal, ledgers, five, general, name)
+        server = ServerNoise.of_run(config, run.path, make_noise)
+        server_ledger = None if server is None else server.ledger
+        summary = summarize(
+            config, parts, bundle, run.journal, ledgers, server_ledger, five, general, name
+        )
         if make_noise != NoiseSource.from_os:
             summary["notes"]["noise"] = "privacy noise came from the caller: no epsilon is claimed."
         run.write_json("summary.json", summary)
@@ -163,8 +176,7 @@ def _load_models(
         "parameters": emulator.num_parameters(),
         "full_parameters": parts.model.num_parameters(),
     }
-    seed = derive_seed(config.seed, "adapter")
-    on_emulator = attach(emulator, bundle.adapter, bundle.layer_map, seed)
+    on_emulator = attach(emulator, bundle.adapter, bundle.layer_map)
     run.journal.note("adapter_parameters", on_emulator.num_parameters)
     run.journal.note("sizes", sizes)
     on_full = plug_in(parts.model, bundle.adapter, on_emulator.state())
@@ -186,7 +198,8 @@ def _run_rounds(
     engine = LocalEngine(models.on_emulator, sites, models.autocast, make_noise)
     names = [info.name for info in engine.clients()]
     federation = config.federation
-    cohorts = draw_cohorts(config.seed, federation.rounds, names, federation.cohort_size)
+    cohorts = run_cohorts(config, journal, names, make_noise)
+    server_noise = ServerNoise.of_run(config, run.path, make_noise)
     expected = spec_of(models.on_emulator.state())
     if journal.last_closed() < 0:
         start = models.on_emulator.state()
@@ -195,27 +208,22 @@ def _run_rounds(
     for round in range(journal.last_closed() + 1, federation.rounds + 1):
         started = time.monotonic()
         state = from_journal(journal.state(round - 1), expected)
-        task = RoundTask(
-            run_id=run.run_id,
-            round=round,
-            state=encode(state, state_chain(config.payload)).payload,
-            learning_rate=learning_rate(config, round),
-            training=config.training,
-            privacy=config.privacy,
-            payload=config.payload,
-            planned_rounds=planned_rounds(cohorts),
-            seed=config.seed,
-        )
+        task = round_task(config, run.run_id, round, state, names)
+        if server_noise is not None:
+            server_noise.reserve(task)
         cohort = cohorts[round - 1]
-        failed = collect(engine, journal, task, cohort, expected, progress)
+        moves = spec_of(part_of(state, task.trains))
+        failed = collect(engine, journal, task, cohort, moves, progress)
         outcome = next_state(
             journal,
             task,
             state,
             cohort,
             failed,
-            federation.num_trimmed,
-            federation.server_learning_rate,
+            plain_aggregate(round, federation.num_trimmed, failed)
+            if server_noise is None
+            else server_noise.aggregate(journal, task),
+            server_step(journal, config, round),
         )
         metrics = {
             **outcome.metrics,
@@ -324,15 +332,6 @@ def _sites(parts: Parts, run: RunFolder) -> list[Site]:
         info = ClientInfo(name, dataset_id=policy.dataset_id if policy else name)
         sites.append(Site(info, records, run.path / "sites" / name, policy))
     return sites
-
-
-def learning_rate(config: Config, round: int) -> float:
-    """Cosine over the rounds, from the first one's rate to `final_lr_ratio` of it."""
-    last = config.federation.rounds
-    place = (round - 1) / (last - 1) if last > 1 else 0.0
-    floor = config.training.final_lr_ratio
-    scale = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * place))
-    return config.training.learning_rate * scale
 
 
 def _measured(

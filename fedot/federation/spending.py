@@ -22,7 +22,7 @@ class Spent:
     """One data set's account.
 
     Attributes:
-        dataset_id: as its ledger names it.
+        dataset_id: as its ledger names it; the server's is `federation`.
         charged: rounds whose update was stored, and may have left.
         reserved: rounds that began and have no update yet; they count as spent.
         epsilon: of both, an upper bound from PLD.
@@ -45,7 +45,7 @@ class Spent:
 
 
 def spent_in(path: Path, policy: Path | None, delta: float) -> list[Spent]:
-    """Every data set's account in a ledger, or in a run's ledgers.
+    """Every data set's account in a ledger, or in a run's ledgers, the server's last.
 
     Args:
         path: a ledger file, or a run's directory.
@@ -81,6 +81,9 @@ def _in_run(path: Path) -> list[Spent]:
         named = config.data.policies.get(ledger.parent.name)
         policy = load_policy(Path(named)) if named else None
         found += _in_ledger(ledger, policy, delta, target)
+    server, level = path / "server" / "ledger.jsonl", config.privacy.client_level
+    if server.is_file():
+        found += _in_ledger(server, None, level.delta, level.target_epsilon)
     return found
 
 

@@ -15,12 +15,23 @@ from fedot.emulator.bundle import Bundle
 from fedot.evaluation.quality import Quality
 from fedot.federation.assess import summaries, verdict
 from fedot.federation.parts import Parts
+from fedot.federation.server_noise import DATASET_ID
 from fedot.journal import Journal
-from fedot.privacy.accounting import NEIGHBOURING, epsilon_of, rdp_epsilon_of
+from fedot.privacy.accounting import (
+    NEIGHBOURING,
+    NEIGHBOURING_CLIENTS,
+    epsilon_of,
+    rdp_epsilon_of,
+)
 from fedot.privacy.ledger import Ledger
 
 __all__ = ["summarize"]
 
+_ASSUMES = "The server is trusted with the updates; anybody may know who takes part."
+_ASSUMES_SECRET_COHORTS = (
+    "The server is trusted with the updates, and nobody else sees who takes part in a round: no "
+    "other client, and no reader of metrics.jsonl, of the journal or of the rounds in a report."
+)
 _PACKAGES = ("torch", "transformers", "peft", "opacus", "dp-accounting", "numpy")
 
 
@@ -30,6 +41,7 @@ def summarize(
     bundle: Bundle,
     journal: Journal,
     ledgers: Mapping[str, Ledger],
+    server_ledger: Ledger | None,
     five: Mapping[str, Quality | None],
     general: tuple[Quality, Quality] | None,
     name: str,
@@ -40,22 +52,9 @@ def summarize(
     notes.update(broken)
     metrics = [line for line in journal.metrics() if line["round"] > 0]
     best = journal.fact("best_round")
-    notes.update(_privacy_notes(config, best))
-    silent = [name for name, policy in parts.policies.items() if not policy.metrics_may_leave]
-    if silent:
-        notes["measured"] = (
-            f"held-out records of {', '.join(silent)} are in no loss: their policies keep metrics "
-            "at home."
-        )
-    payload = journal.fact("payload")
-    if payload["reason"]:
-        notes["chain"] = payload["reason"]
     ceiling = journal.fact("ceiling")
-    if ceiling and ceiling["epoch"] == config.evaluation.ceiling_epochs:
-        notes["full_tuned"] = (
-            "full fine-tuning was still getting better in its last epoch; with more of them "
-            "(evaluation.ceiling_epochs) the ceiling may be higher and recovery lower."
-        )
+    notes.update(_privacy_notes(config, best))
+    notes.update(_run_notes(config, parts, journal))
     shared = config.emulator == "none"
     return {
         "name": name,
@@ -63,7 +62,10 @@ def summarize(
         "quality": quality,
         **numbers,
         "notes": notes,
-        "privacy": _privacy(config, ledgers),
+        "privacy": {
+            **_privacy(config, ledgers),
+            "client_level": _client_level(config, server_ledger, metrics),
+        },
         "wire": {**_wire(metrics), **_chains(config.payload), "bundle_bytes": bundle.num_bytes},
         "ceiling": ceiling,
         "rounds": len(metrics),
@@ -86,9 +88,30 @@ def summarize(
     }
 
 
+def _run_notes(config: Config, parts: Parts, journal: Journal) -> dict[str, str]:
+    """What a reader of the numbers has to know."""
+    notes = {}
+    silent = [name for name, policy in parts.policies.items() if not policy.metrics_may_leave]
+    if silent:
+        notes["measured"] = (
+            f"held-out records of {', '.join(silent)} are in no loss: their policies keep metrics "
+            "at home."
+        )
+    payload = journal.fact("payload")
+    if payload["reason"]:
+        notes["chain"] = payload["reason"]
+    ceiling = journal.fact("ceiling")
+    if ceiling and ceiling["epoch"] == config.evaluation.ceiling_epochs:
+        notes["full_tuned"] = (
+            "full fine-tuning was still getting better in its last epoch; with more of them "
+            "(evaluation.ceiling_epochs) the ceiling may be higher and recovery lower."
+        )
+    return notes
+
+
 def _privacy(config: Config, ledgers: Mapping[str, Ledger]) -> dict[str, Any]:
     """What the ledgers say: a round whose update was refused is spent all the same."""
-    private = config.privacy.unit != "none"
+    private = config.privacy.protects_records
     delta = config.privacy.delta
     events = {name: ledgers[name].entries() for name in sorted(ledgers) if private}
     return {
@@ -110,6 +133,28 @@ def _privacy(config: Config, ledgers: Mapping[str, Ledger]) -> dict[str, Any]:
         }
         if private
         else None,
+    }
+
+
+def _client_level(
+    config: Config, ledger: Ledger | None, metrics: list[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """What the server's ledger says: apart from what any client spent on its records."""
+    if ledger is None:
+        return None
+    settings, entries = config.privacy.client_level, ledger.entries()
+    event = entries[0].event
+    return {
+        "epsilon": ledger.epsilon(DATASET_ID, settings.delta),
+        "target_epsilon": settings.target_epsilon,
+        "delta": settings.delta,
+        "neighbouring": NEIGHBOURING_CLIENTS,
+        "noise_multiplier": event.noise_multiplier,
+        "sampling_prob": event.sampling_prob,
+        "expected_cohort_size": config.federation.cohort_size or len(config.data.clients),
+        "l2_clip_norm": metrics[-1]["client_level"]["l2_clip_norm"],
+        "adaptive": settings.adaptive,
+        "assumes": _ASSUMES_SECRET_COHORTS if settings.amplification else _ASSUMES,
     }
 
 

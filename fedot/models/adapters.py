@@ -11,7 +11,7 @@ import logging
 import math
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fedot.errors import ConfigError
+from fedot.messages import AdapterPart
 from fedot.models.anatomy import Anatomy, anatomy_of
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "blocks_of",
     "linear_names",
     "load_adapter",
+    "part_names",
     "save_adapter",
     "unwrapped",
 ]
@@ -60,6 +62,8 @@ class AdapterSpec:
         blocks: numbers of blocks in the full model, ascending.
         rank: r of LoRA, alpha / r its scale.
         targets: for `lora`, the linear layers by full-model name.
+        seed: of LoRA's random A. Whoever has the spec has the same A, so one that stays frozen
+            never travels.
     """
 
     kind: AdapterKind
@@ -67,6 +71,7 @@ class AdapterSpec:
     rank: int = 8
     alpha: float = 16.0
     targets: tuple[str, ...] = ()
+    seed: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` reads them back."""
@@ -86,6 +91,7 @@ class AdapterSpec:
             rank=raw["rank"],
             alpha=raw["alpha"],
             targets=tuple(raw["targets"]),
+            seed=raw["seed"],
         )
         allowed = {
             "kind": spec.kind in get_args(AdapterKind),
@@ -94,6 +100,7 @@ class AdapterSpec:
             "alpha": type(spec.alpha) in (int, float) and 0 < spec.alpha < math.inf,
             "targets": isinstance(raw["targets"], list | tuple)
             and all(isinstance(name, str) for name in spec.targets),
+            "seed": type(spec.seed) is int and 0 <= spec.seed < 2**32,
         }
         for field, is_allowed in allowed.items():
             if not is_allowed:
@@ -123,6 +130,21 @@ class Adapter:
         self.spec = spec
         self.parameters = dict(sorted(parameters.items()))
 
+    def train_only(self, part: AdapterPart) -> None:
+        """Let one part train; what does not is frozen until this is called again.
+
+        Raises:
+            ValueError: the adapter has no such part.
+        """
+        chosen = part_names(self.parameters, part)
+        for name, parameter in self.parameters.items():
+            parameter.requires_grad_(name in chosen)
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What trains now: exactly this is optimized, clipped, noised and sent."""
+        return {name: p for name, p in self.parameters.items() if p.requires_grad}
+
     def state(self) -> AdapterState:
         """A copy of every tensor, float32 on the CPU."""
         return {
@@ -146,20 +168,33 @@ class Adapter:
         return sum(p.numel() for p in self.parameters.values())
 
 
+def part_names(names: Iterable[str], part: AdapterPart) -> frozenset[str]:
+    """Which of an adapter's tensors belong to a part of it.
+
+    Raises:
+        ValueError: none do, so that nothing would train.
+    """
+    marks = {"all": "", "A": ".lora_A.", "B": ".lora_B."}
+    chosen = frozenset(name for name in names if marks[part] in name)
+    if not chosen:
+        raise ValueError(f"the adapter has no part {part}; only LoRA has. Train all of it.")
+    return chosen
+
+
 def blocks_of(num_blocks: int, wanted: str | Sequence[int], num_end_blocks: int) -> tuple[int, ...]:
     """Numbers of the blocks that train.
 
     Raises:
         ConfigError: a number is out of range, or the ends meet.
     """
-    if wanted == "ends":
+    if wanted in ("ends", "top"):
         if 2 * num_end_blocks > num_blocks:
             raise ConfigError(
                 f"adapter.num_end_blocks is {num_end_blocks}; the model has {num_blocks} blocks, "
                 f"so it must be at most {num_blocks // 2}."
             )
         last = range(num_blocks - num_end_blocks, num_blocks)
-        return (*range(num_end_blocks), *last)
+        return tuple(last) if wanted == "top" else (*range(num_end_blocks), *last)
     if wanted == "all":
         return tuple(range(num_blocks))
     numbers = sorted({int(i) for i in wanted})
@@ -190,16 +225,14 @@ def linear_names(model: PreTrainedModel, blocks: Sequence[int]) -> tuple[str, ..
     return tuple(found)
 
 
-def attach(
-    model: PreTrainedModel, spec: AdapterSpec, layer_map: Sequence[int], seed: int = 0
-) -> Adapter:
+def attach(model: PreTrainedModel, spec: AdapterSpec, layer_map: Sequence[int]) -> Adapter:
     """Put an adapter on a model; everything else is frozen.
 
     Args:
         model: the full model or an emulator. LoRA layers are put into it.
-        spec: what trains.
+        spec: what trains. LoRA's A is drawn from its seed; B starts at zero, so that the model's
+            outputs do not change.
         layer_map: the full model's number of each block of `model`.
-        seed: of LoRA's random A; B starts at zero, so the model's outputs do not change.
 
     Raises:
         ConfigError: a block or layer that is to train is not in the model.
@@ -220,7 +253,7 @@ def attach(
     to_full = dict(enumerate(layer_map))
     join = _join(model, spec, anatomy, layer_map)
     if spec.kind == "lora":
-        return _attach_lora(model, spec, anatomy, to_full, seed, join)
+        return _attach_lora(model, spec, anatomy, to_full, join)
     chosen: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         index, _ = anatomy.split_name(name)
@@ -292,7 +325,6 @@ def _attach_lora(
     spec: AdapterSpec,
     anatomy: Anatomy,
     to_full: dict[int, int],
-    seed: int,
     join: nn.Module | None,
 ) -> Adapter:
     from_full = {full: here for here, full in to_full.items()}
@@ -305,7 +337,7 @@ def _attach_lora(
         )
     targets = [anatomy.renumber(name, from_full) for name in spec.targets]
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        torch.manual_seed(seed)
+        torch.manual_seed(spec.seed)
         # PEFT says that GPT-2's Conv1D needs fan_in_fan_out and then sets it, which is right.
         warnings.filterwarnings("ignore", message="fan_in_fan_out")
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedot.federation.spending import Spent
-from fedot.privacy.accounting import NEIGHBOURING
+from fedot.privacy.accounting import NEIGHBOURING, NEIGHBOURING_CLIENTS
 from fedot.privacy.planning import Plan
 from fedot.report.formats import counted, epsilon_text, shortened
 
@@ -42,6 +42,8 @@ def spent_text() -> str:
     """What the columns mean."""
     return (
         f"Epsilon is an upper bound (PLD); data sets differ by: {NEIGHBOURING}. RDP is looser.\n"
+        f"A server's ledger (federation) is about all clients; they differ by: "
+        f"{NEIGHBOURING_CLIENTS}.\n"
         "Rounds: charged + reserved. Those began and have no update yet; they count as spent.\n"
         "What remains: rounds like the last one."
     )

@@ -91,6 +91,9 @@ def render(files: RunFiles, audit: Audit | None = None) -> str:
             key_numbers=wording.key_numbers(summary),
             pictures=_pictures(files),
             privacy_sentence=wording.privacy_sentence(summary),
+            client_level_sentence=(
+                wording.client_level_sentence(summary) if summary.privacy.unit == "both" else ""
+            ),
             protections=_protections(summary),
             notes=wording.other_notes(summary),
             audit=audit_section(audit) if audit is not None else None,
@@ -191,7 +194,7 @@ def _bytes(summary: Summary) -> Picture:
 def _epsilon(files: RunFiles) -> Picture:
     privacy = files.summary.privacy
     title = "Epsilon of each client"
-    if privacy.unit == "none":
+    if privacy.unit in ("none", "client"):
         return Picture(title, None, wording.privacy_sentence(files.summary))
     by_round = {name: _spent_by_round(files.rounds, name) for name in privacy.spent}
     svg = plots.epsilon_per_client(privacy.spent, target=privacy.target_epsilon, by_round=by_round)
@@ -235,6 +238,11 @@ def _records(summary: Summary) -> str:
         return (
             "Records are not sent, but nothing bounds what an update reveals about them: "
             "differential privacy was off."
+        )
+    if privacy.unit == "client":
+        return (
+            f"Records are not sent. The model owner sees every update as it is; towards everybody "
+            f"else: {wording.client_level_sentence(summary)}"
         )
     if not privacy.spent:
         return "Records are not sent. What their updates reveal is not recorded, so not claimed."

@@ -60,6 +60,17 @@ class Quality(Part):
     records: Count | None = None
 
 
+class ClientLevel(Part):
+    """What noise at the server promised and spent, for one client with all its records."""
+
+    epsilon: Number = None
+    target_epsilon: Number = None
+    delta: Number = None
+    noise_multiplier: Number = None
+    neighbouring: Text | None = None
+    assumes: Text | None = None
+
+
 class Privacy(Part):
     """What was promised and what was spent, by client."""
 
@@ -69,6 +80,7 @@ class Privacy(Part):
     epsilon: dict[Text, Number] | None = None
     noise_multiplier: dict[Text, Number] | None = None
     neighbouring: Text | None = None
+    client_level: ClientLevel | None = None
 
     @property
     def spent(self) -> dict[str, float]:

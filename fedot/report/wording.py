@@ -22,6 +22,7 @@ __all__ = [
     "key_numbers",
     "meaning_of",
     "other_notes",
+    "client_level_sentence",
     "privacy_sentence",
     "privacy_unit",
 ]
@@ -126,16 +127,35 @@ def privacy_sentence(summary: Summary) -> str:
             "Differential privacy was off (unit none): nothing bounds what an update reveals about "
             "a record."
         )
+    if privacy.unit == "client":
+        return client_level_sentence(summary)
     relation = f", neighbouring data: {privacy.neighbouring}" if privacy.neighbouring else ""
     return f"Unit of privacy: {privacy_unit(summary)}{relation}."
+
+
+def client_level_sentence(summary: Summary) -> str:
+    """What noise at the server bounds; empty where there is none."""
+    if summary.privacy.unit not in ("client", "both"):
+        return ""
+    level = summary.privacy.client_level
+    if level is None or level.epsilon is None:
+        return "What the model owner's noise cost is not recorded, so nothing is claimed for it."
+    relation = f" ({level.neighbouring})" if level.neighbouring else ""
+    target = "" if level.target_epsilon is None else f" of {level.target_epsilon:g}"
+    delta = "not recorded" if level.delta is None else f"{level.delta:g}"
+    return (
+        f"Noise that the model owner added bounds what the adapter reveals about one client's "
+        f"whole data{relation}: epsilon {epsilon_text(level.epsilon)}{target}, delta {delta}. "
+        f"{level.assumes or ''}"
+    ).strip()
 
 
 def privacy_unit(summary: Summary) -> str:
     """What one epsilon is about: "one record; delta 1e-05"."""
     privacy = summary.privacy
-    unit = {"example": "one record", "client": "one client's whole data"}.get(
-        privacy.unit, "one record, and one client's whole data apart"
-    )
+    unit = "one record"
+    if privacy.unit == "client":
+        unit = "one client's whole data"
     return f"{unit}; delta {'not recorded' if privacy.delta is None else f'{privacy.delta:g}'}"
 
 
@@ -175,6 +195,12 @@ def _cost(summary: Summary) -> str:
     privacy = summary.privacy
     if privacy.unit == "none":
         return "without differential privacy, the updates may reveal what they were trained on"
+    level = privacy.client_level
+    if privacy.unit == "client" and level is not None and level.epsilon is not None:
+        most = epsilon_text(level.epsilon)
+        return (
+            f"for each owner's whole data it cost epsilon {most}, towards all but the model owner"
+        )
     if not privacy.spent:
         return "what it cost in privacy is not recorded"
     most = epsilon_text(max(privacy.spent.values()))
@@ -243,9 +269,16 @@ def _gap(summary: Summary, value: float) -> tuple[str, str]:
 def _privacy_alert(summary: Summary) -> str:
     if summary.privacy.unit == "none":
         return privacy_sentence(summary)
+    if summary.privacy.unit == "client":
+        return "" if _client_level_spent(summary) else client_level_sentence(summary)
     if not summary.privacy.spent:
         return f"No spent epsilon is recorded, so nothing is claimed. {absent(summary, 'privacy')}"
     return ""
+
+
+def _client_level_spent(summary: Summary) -> float | None:
+    level = summary.privacy.client_level
+    return None if level is None else level.epsilon
 
 
 def _overspent(summary: Summary) -> str:

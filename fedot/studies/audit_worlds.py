@@ -15,19 +15,23 @@ import torch
 from torch import Tensor
 
 from fedot.aggregation.means import trimmed_mean
-from fedot.client.chains import state_chain, update_chain
+from fedot.client.chains import update_chain
 from fedot.client.round import Site, round_event
-from fedot.compression.codec import decode, encode, spec_of
+from fedot.compression.codec import decode, spec_of
 from fedot.config import Config, EmulatorConfig, PrivacyConfig
 from fedot.data.tokenize import Sequences
 from fedot.emulator.bundle import read_bundle
 from fedot.emulator.distill import distill
 from fedot.engines.local import LocalEngine
 from fedot.errors import ProtocolError
-from fedot.federation.cohort import draw_cohorts, planned_rounds
+from fedot.federation.cohort import draw_cohorts, most_rounds
 from fedot.federation.parts import Parts, pooled
-from fedot.federation.run import learning_rate
-from fedot.messages import ClientFailure, ClientInfo, Progress, RoundTask
+from fedot.federation.rounds import part_of
+from fedot.federation.server_step import server_step
+from fedot.federation.tasks import round_task
+from fedot.federation.turns import state_part
+from fedot.journal import Journal
+from fedot.messages import ClientFailure, ClientInfo, Progress
 from fedot.models.adapters import Adapter, attach
 from fedot.models.anatomy import shallower
 from fedot.privacy.accounting import SampledGaussian
@@ -55,11 +59,10 @@ def audited_adapter(
     config: Config, parts: Parts, bundle: Path | None, progress: Progress
 ) -> Adapter:
     """The adapter on what clients train: a run's bundle, or an emulator made now."""
-    seed = derive_seed(config.seed, "adapter")
     if bundle is not None:
         found = read_bundle(bundle)
         model = found.load(config.model.dtype, parts.device)
-        return attach(model, found.adapter, found.layer_map, seed)
+        return _what_is_released(attach(model, found.adapter, found.layer_map), config)
     student = shallower(parts.model, parts.kept)
     emulator = config.emulator
     if isinstance(emulator, EmulatorConfig) and emulator.distill_steps and parts.owner_train:
@@ -75,7 +78,13 @@ def audited_adapter(
             rng=torch.Generator().manual_seed(derive_seed(config.seed, "distill")),
             progress=progress,
         )
-    return attach(student, parts.adapter, parts.kept, seed)
+    return _what_is_released(attach(student, parts.adapter, parts.kept), config)
+
+
+def _what_is_released(adapter: Adapter, config: Config) -> Adapter:
+    """Leave frozen what never trains: no update holds it."""
+    adapter.train_only(state_part(config.adapter))
+    return adapter
 
 
 def federate(
@@ -99,36 +108,32 @@ def federate(
     """
     start, federation = adapter.state(), config.federation
     size = min(federation.cohort_size or len(train), len(train))
-    cohorts = draw_cohorts(config.seed, federation.rounds, list(train), size)
-    planned, state = planned_rounds(cohorts), start
-    with tempfile.TemporaryDirectory(prefix="fedot-audit-") as folder:
+    federation = federation.model_copy(update={"cohort_size": size})
+    config, names = config.model_copy(update={"federation": federation}), list(train)
+    cohorts = draw_cohorts(config.seed, federation.rounds, names, size)
+    planned, state = most_rounds(config, names), dict(start)
+    with (
+        tempfile.TemporaryDirectory(prefix="fedot-audit-") as folder,
+        Journal(Path(folder) / "journal.sqlite") as journal,
+    ):
         sites = [Site(ClientInfo(n, n), rows, Path(folder) / n) for n, rows in train.items()]
         engine = LocalEngine(adapter, sites, config.model.dtype != "float32")
         for round, cohort in enumerate(cohorts, start=1):
-            task = RoundTask(
-                run_id="audit",
-                round=round,
-                state=encode(state, state_chain(config.payload)).payload,
-                learning_rate=learning_rate(config, round),
-                training=config.training,
-                privacy=config.privacy,
-                payload=config.payload,
-                planned_rounds=planned,
-                seed=config.seed,
-            )
-            updates = []
+            task = round_task(config, "audit", round, state, names)
+            moves, updates = spec_of(part_of(state, task.trains)), []
             for result in engine.run(task, cohort):
                 if isinstance(result, ClientFailure):
                     raise ProtocolError(f"{stage}: {result.client} failed: {result.reason}")
                 chain = [update_chain(config.payload)]
-                updates.append(decode(result.payload, spec_of(start), allowed=chain))
+                updates.append(decode(result.payload, moves, allowed=chain))
                 done = (round - 1) * len(cohort) + len(updates)
                 progress(stage, done, len(cohorts) * len(cohort))
             # A reference has one client, of whom nothing can be trimmed.
             change = trimmed_mean(updates, min(federation.num_trimmed, (len(updates) - 1) // 2))
-            rate = federation.server_learning_rate
-            state = {n: (t.double() + rate * change[n]).float() for n, t in state.items()}
+            added = server_step(journal, config, round)(change)
+            state |= {n: (state[n].double() + step).float() for n, step in added.items()}
     adapter.load(start)
+    adapter.train_only(state_part(config.adapter))
     return World(state, _spent(config, train, planned))
 
 
@@ -146,7 +151,7 @@ def joined(*parts: Sequences) -> Sequences:
 def _spent(
     config: Config, train: Mapping[str, Sequences], planned: Mapping[str, int]
 ) -> dict[str, SampledGaussian]:
-    if config.privacy.unit == "none":
+    if not config.privacy.protects_records:
         return {}
     spent = {}
     for name, rounds in planned.items():

@@ -100,7 +100,9 @@ def demo_config(
     named: dict[str, Any] = {"model": {"path": ""}, "data": {"clients": {"any": ""}}}
     # Checked before anything is made: a typing error must not cost 90 s first.
     unit = config_from_dict(_merged(named, with_overrides(SETTINGS, changes))).privacy.unit
-    settings = with_overrides(_merged(SETTINGS, BY_UNIT[unit]), changes)
+    # Noise at the server spreads just as the clients' does.
+    by_unit = BY_UNIT.get(unit, BY_UNIT["example"])
+    settings = with_overrides(_merged(SETTINGS, by_unit), changes)
     files = _library_files() if data is None else _own_files(data)
     texts = read_text(Path(files["owner_text"]))
     seen = texts[: max(1, round(len(texts) * _PRETRAINED_RATIO))]

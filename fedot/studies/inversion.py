@@ -98,7 +98,7 @@ def recover_tokens(
         records: what it was computed from; judges the attack.
 
     Returns:
-        None where no trained layer reads embeddings.
+        None where no layer that trains reads embeddings.
     """
     scores = _token_scores(change, adapter)
     if scores is None:
@@ -124,6 +124,8 @@ def _token_scores(change: dict[str, Tensor], adapter: Adapter) -> Tensor | None:
     if found is None:
         return None
     names, inputs = found
+    if not change.keys() >= set(names):
+        return None  # frozen, so nobody gets it
     rows = torch.cat([_rows(adapter, name, change[name]) for name in names])
     return _part_in_span(inputs, rows)
 

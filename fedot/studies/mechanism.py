@@ -129,7 +129,7 @@ def _sum_of(train: Train, adapter: Adapter, records: Sequences, l2_clip_norm: fl
     start = adapter.state()
     settings = TrainingSettings(1, len(records), len(records), learning_rate=1e-9)
     private = PrivateSettings(1.0, 0.0, l2_clip_norm)
-    with observed_steps(list(adapter.parameters.values())) as steps:
+    with observed_steps(list(adapter.trained.values())) as steps:
         train(adapter, records, settings, private, NoiseSource.from_os())
     adapter.load(start)
     return steps[0].double() * len(records)

@@ -22,7 +22,7 @@ from fedot.client.training import PrivateSettings, TrainingSettings, train, trai
 from fedot.config import Config, load_config
 from fedot.data.tokenize import Sequences
 from fedot.errors import ConfigError
-from fedot.federation.cohort import draw_cohorts, planned_rounds
+from fedot.federation.cohort import most_rounds
 from fedot.federation.parts import Parts, load_parts
 from fedot.journal import write_durably
 from fedot.messages import Progress, no_progress
@@ -90,6 +90,12 @@ def audit_config(
 def _audit(
     config: Config, out: Path, size: AuditSize, progress: Progress, run: Path | None
 ) -> dict[str, Any]:
+    if config.privacy.unit == "client":
+        raise ConfigError(
+            "privacy.unit is client: an audit attacks what is claimed about one record, and has no "
+            "noise of the server's in its federations. Audit with privacy.unit: example, both or "
+            "none."
+        )
     parts = load_parts(config)
     bundle = run / "bundle" if run is not None else None
     adapter = audited_adapter(config, parts, bundle, progress)
@@ -305,15 +311,12 @@ class _Audit:
 
 
 def _planned(config: Config, parts: Parts) -> dict[str, int]:
-    federation = config.federation
-    return planned_rounds(
-        draw_cohorts(config.seed, federation.rounds, list(parts.train), federation.cohort_size)
-    )
+    return most_rounds(config, list(parts.train))
 
 
 def _claim(config: Config, num_records: int, num_rounds: int) -> SampledGaussian | None:
     """All rounds of one client together; None without DP."""
-    if config.privacy.unit == "none":
+    if not config.privacy.protects_records:
         return None
     one = round_event(config.training, config.privacy, num_records, num_rounds)
     return SampledGaussian(one.sampling_prob, one.noise_multiplier, one.num_steps * num_rounds)
@@ -332,15 +335,15 @@ def _one_step(
     settings = TrainingSettings(
         1, num, config.training.micro_batch_size, config.training.learning_rate
     )
-    with observed_steps(list(adapter.parameters.values())) as steps:
+    with observed_steps(list(adapter.trained.values())) as steps:
         if claim is None:
             train(adapter, records, settings, torch.Generator().manual_seed(0))
         else:
             private = PrivateSettings(1.0, claim.noise_multiplier, config.privacy.l2_clip_norm)
             train_privately(adapter, records, settings, private, NoiseSource.from_os())
-    lengths = [p.numel() for p in adapter.parameters.values()]
-    pieces = zip(adapter.parameters.items(), steps[0].split(lengths), strict=True)
+    lengths = [p.numel() for p in adapter.trained.values()]
+    pieces = zip(adapter.trained.items(), steps[0].split(lengths), strict=True)
     return {
         "gradient": {name: flat.view(p.shape) for (name, p), flat in pieces},
-        "update": {name: after - before[name] for name, after in adapter.state().items()},
+        "update": {n: t - before[n] for n, t in adapter.state().items() if n in adapter.trained},
     }

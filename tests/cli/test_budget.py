@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedot.cli.app import main
+from fedot.config import config_from_dict, to_yaml
 from fedot.privacy.accounting import SampledGaussian, epsilon_of
 from fedot.privacy.ledger import Ledger
 
@@ -47,6 +48,34 @@ def test_show_counts_charged_and_reserved_and_writes_nothing(fedot, ledger: Path
     assert row.split()[4] == f"{epsilon_of([EVENT] * 3, 1e-5) + 0.005:.2f}"
     assert "no limit known" in row
     assert ledger.read_bytes() == before
+
+
+def test_show_of_a_run_has_the_servers_account_too(fedot, tmp_path: Path) -> None:
+    raw = {
+        "model": {"path": "m"},
+        "data": {"clients": {"one": "one.jsonl", "two": "two.jsonl"}},
+        "privacy": {
+            "unit": "both",
+            "target_epsilon": 8.0,
+            "client_level": {"target_epsilon": 6.0, "delta": 1e-3},
+        },
+    }
+    (tmp_path / "config.yaml").write_text(to_yaml(config_from_dict(raw)))
+    of_server = SampledGaussian(1.0, 2.0, 1)
+    server, site = tmp_path / "server" / "ledger.jsonl", tmp_path / "sites/one/ledger.jsonl"
+    for path, name, event in ((server, "federation", of_server), (site, "one", EVENT)):
+        path.parent.mkdir(parents=True)
+        Ledger(path).reserve("run/1", name, event, 8.0, 1e-5)
+    code, shown, _ = fedot("show", tmp_path)
+    assert code == 0
+    rows = {line.split()[0]: line for line in shown.splitlines() if "target" in line}
+    assert list(rows) == ["one", "federation"]
+    assert "target 8" in rows["one"]
+    assert "target 6" in rows["federation"]
+    assert "0.001" in rows["federation"]
+    fitting = max(n for n in range(200) if epsilon_of([of_server] * (1 + n), 1e-3) <= 6)
+    assert f"{fitting} rounds" in rows["federation"]
+    assert "add or remove one client" in shown
 
 
 def test_show_says_what_a_policy_leaves(fedot, ledger: Path, tmp_path: Path) -> None:

@@ -61,8 +61,8 @@ class World:
             num_key_value_heads=2,
         )
         model: Any = AutoModelForCausalLM.from_config(config)
-        spec = AdapterSpec("lora", (0, 1), 2, 4.0, linear_names(model, (0, 1)))
-        self.adapter: Adapter = attach(model, spec, range(2), seed=1)
+        spec = AdapterSpec("lora", (0, 1), 2, 4.0, linear_names(model, (0, 1)), seed=1)
+        self.adapter: Adapter = attach(model, spec, range(2))
         ids = torch.randint(4, 64, (20, 8))
         learned = torch.ones_like(ids, dtype=torch.bool)
         info = ClientInfo("a", "data-a")

@@ -129,8 +129,8 @@ class World:
 
 @pytest.fixture
 def adapter(tiny_llama: Any) -> Adapter:
-    spec = AdapterSpec("lora", (0,), 1, 2.0, linear_names(tiny_llama, (0,))[:1])
-    return attach(tiny_llama, spec, range(4), seed=1)
+    spec = AdapterSpec("lora", (0,), 1, 2.0, linear_names(tiny_llama, (0,))[:1], seed=1)
+    return attach(tiny_llama, spec, range(4))
 
 
 NewWorld = Callable[..., World]

@@ -34,8 +34,8 @@ NO_DP, DP = PrivacyConfig(unit="none"), PrivacyConfig(target_epsilon=8.0)
 
 @pytest.fixture
 def adapter(tiny_llama: Any) -> Adapter:
-    spec = AdapterSpec("lora", (0, 3), 2, 4.0, linear_names(tiny_llama, (0, 3)))
-    return attach(tiny_llama, spec, range(4), seed=1)
+    spec = AdapterSpec("lora", (0, 3), 2, 4.0, linear_names(tiny_llama, (0, 3)), seed=1)
+    return attach(tiny_llama, spec, range(4))
 
 
 @pytest.fixture

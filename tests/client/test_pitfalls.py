@@ -49,8 +49,8 @@ def nothing_taken() -> None:
 
 @pytest.fixture
 def adapter(tiny_llama: Any) -> Adapter:
-    spec = AdapterSpec("lora", (0,), 1, 2.0, linear_names(tiny_llama, (0,))[:1])
-    return attach(tiny_llama, spec, range(4), seed=1)
+    spec = AdapterSpec("lora", (0,), 1, 2.0, linear_names(tiny_llama, (0,))[:1], seed=1)
+    return attach(tiny_llama, spec, range(4))
 
 
 def site(folder: Path, name: str = "a") -> Site:

@@ -26,8 +26,8 @@ PAYLOAD = PayloadConfig(chain="float32+deflate")
 
 @pytest.fixture
 def adapter(tiny_llama: Any) -> Adapter:
-    spec = AdapterSpec("lora", (0, 3), 2, 4.0, linear_names(tiny_llama, (0, 3)))
-    return attach(tiny_llama, spec, range(4), seed=1)
+    spec = AdapterSpec("lora", (0, 3), 2, 4.0, linear_names(tiny_llama, (0, 3)), seed=1)
+    return attach(tiny_llama, spec, range(4))
 
 
 @pytest.fixture
@@ -254,6 +254,52 @@ def test_without_dp_the_same_task_gives_the_same_bytes(site: Site, adapter: Adap
         path.unlink()
     assert run_round(site, adapter, task).payload == one.payload
     assert not site.ledger.path.exists()
+
+
+def test_only_the_half_that_trains_moves_and_travels(site: Site, adapter: Adapter) -> None:
+    before = adapter.state()
+    half = {name: tensor for name, tensor in before.items() if ".lora_B." in name}
+    state = encode(half, state_chain(PAYLOAD)).payload
+    task = task_for(adapter, trains="B", state_part="B", state=state)
+    result = run_round(site, adapter, task)
+    update = decode(result.payload, spec_of(half), allowed=[update_chain(PAYLOAD)])
+    assert all(bool(change.any()) for change in update.values())
+    after = adapter.state()
+    assert all(torch.equal(after[name], before[name]) for name in before.keys() - half.keys())
+
+
+def test_whole_state_where_half_is_meant_is_refused(site: Site, adapter: Adapter) -> None:
+    with pytest.raises(WireError):
+        run_round(site, adapter, task_for(adapter, trains="B", state_part="B"))
+
+
+def test_local_part_that_is_not_noised_is_refused_under_dp(site: Site, adapter: Adapter) -> None:
+    """The planted bug is FedSA's: B trains at the site and only A is clipped, noised and sent."""
+    kept = next(name for name in adapter.parameters if ".lora_B." in name)
+    local = adapter.parameters.pop(kept)
+    assert local.requires_grad
+    task = task_for(adapter)
+    with pytest.raises(ValueError, match="no part of what is clipped and noised"):
+        run_round(site, adapter, task)
+    assert not (site.folder / "updates").exists()
+    # Without DP nothing is claimed, so nothing is refused.
+    run_round(site, adapter, task_for(adapter, privacy=NO_DP))
+
+
+def test_frozen_half_that_moves_is_refused(
+    site: Site, adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = client_round.train_privately
+
+    def moves_a(adapter: Adapter, *rest: Any) -> None:
+        train(adapter, *rest)
+        with torch.no_grad():
+            next(p for name, p in adapter.parameters.items() if ".lora_A." in name).add_(1.0)
+
+    monkeypatch.setattr(client_round, "train_privately", moves_a)
+    with pytest.raises(ValueError, match="is frozen in this round and moved"):
+        run_round(site, adapter, task_for(adapter, trains="B"))
+    assert not (site.folder / "updates").exists()
 
 
 def test_state_of_another_adapter_is_refused(site: Site, adapter: Adapter) -> None:

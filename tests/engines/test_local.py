@@ -22,8 +22,8 @@ NAMES = [f"client-{n}" for n in range(6)]
 
 @pytest.fixture
 def engine(tiny_llama: Any, tmp_path: Path) -> LocalEngine:
-    spec = AdapterSpec("lora", (0, 3), 2, 4.0, linear_names(tiny_llama, (0, 3)))
-    adapter = attach(tiny_llama, spec, range(4), seed=1)
+    spec = AdapterSpec("lora", (0, 3), 2, 4.0, linear_names(tiny_llama, (0, 3)), seed=1)
+    adapter = attach(tiny_llama, spec, range(4))
     ids = torch.randint(4, 300, (12, 8), generator=torch.Generator().manual_seed(0))
     learned = torch.ones_like(ids, dtype=torch.bool)
     learned[:, 0] = False

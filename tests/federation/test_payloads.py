@@ -10,7 +10,14 @@ import pytest
 
 from fedot.compression.chain import OPERATORS, Stage, chain_of, plan, short_text
 from fedot.compression.speed import UPDATE_CHAINS, Measured
-from fedot.config import FederationConfig, PayloadConfig, config_from_dict, with_overrides
+from fedot.config import (
+    AdapterConfig,
+    FederationConfig,
+    PayloadConfig,
+    PrivacyConfig,
+    config_from_dict,
+    with_overrides,
+)
 from fedot.errors import ConfigError
 from fedot.federation import payloads
 from fedot.federation.estimate import estimate
@@ -27,8 +34,11 @@ UPDATES = (
 LEGAL = {"mean": {"dense": True, "sparse": True}, "trimmed_mean": {"dense": True, "sparse": False}}
 
 
-def federation(rule: str) -> FederationConfig:
-    return FederationConfig.model_validate({"aggregation": rule})
+def check(what: PayloadConfig, rule: str, unit: str = "none", **adapter: Any) -> None:
+    """`check_payload`, from what differs."""
+    federation = FederationConfig.model_validate({"aggregation": rule})
+    privacy = PrivacyConfig.model_validate({"unit": unit})
+    check_payload(what, federation, AdapterConfig(**adapter), privacy)
 
 
 def payload(**keys: Any) -> PayloadConfig:
@@ -43,10 +53,38 @@ def test_every_rule_has_a_row() -> None:
 @pytest.mark.parametrize("chain", UPDATES)
 def test_legal_combinations_of_chain_and_rule(rule: str, chain: str) -> None:
     if LEGAL[rule]["sparse" if "top_k" in chain else "dense"]:
-        check_payload(payload(chain=chain), federation(rule))
+        check(payload(chain=chain), rule)
     else:
         with pytest.raises(ConfigError, match=r"top_k .* trimmed_mean, .* most values are zeros"):
-            check_payload(payload(chain=chain), federation(rule))
+            check(payload(chain=chain), rule)
+
+
+@pytest.mark.parametrize("unit", ["client", "both"])
+def test_top_k_with_noise_at_the_server_is_refused(unit: str) -> None:
+    check(payload(chain="int8+deflate"), "mean", unit)
+    check(payload(chain="top_k+int8"), "mean", "example")
+    with pytest.raises(ConfigError, match=r"top_k.*clipped mean of whole updates"):
+        check(payload(chain="top_k+int8"), "mean", unit)
+
+
+@pytest.mark.parametrize(
+    ("keys", "feeds_back"),
+    [
+        ({"chain": "int8+deflate"}, False),
+        ({"chain": "int8+deflate", "error_feedback": True}, True),
+        ({"chain": "top_k+int8"}, True),
+        ({"chain": "top_k+int8", "error_feedback": False}, False),
+        ({"chain": "auto"}, False),
+        ({"chain": "auto", "error_feedback": True}, True),
+    ],
+)
+def test_a_residual_is_not_fed_to_the_other_half(keys: dict[str, Any], feeds_back: bool) -> None:
+    check(payload(**keys), "mean", freeze="A")
+    if feeds_back:
+        with pytest.raises(ConfigError, match=r"the other half of LoRA"):
+            check(payload(**keys), "mean", alternate=True)
+    else:
+        check(payload(**keys), "mean", alternate=True)
 
 
 STATE_VALUES = {"float32": True, "bfloat16": True, "float16": True, "int8": False, "nf4": False}
@@ -61,17 +99,17 @@ def test_every_way_to_send_values_has_an_entry() -> None:
 def test_legal_chains_for_state(values: str, sparse: str) -> None:
     what = payload(state=f"{sparse}{values}+deflate")
     if STATE_VALUES[values] and not sparse:
-        check_payload(what, federation("mean"))
+        check(what, "mean")
     else:
         lossy = "top_k" if sparse else values
         with pytest.raises(ConfigError, match=f"{lossy} loses too much of a state"):
-            check_payload(what, federation("mean"))
+            check(what, "mean")
 
 
 @pytest.mark.parametrize("key", ["chain", "state"])
 def test_a_chain_that_cannot_be_planned_is_refused(key: str) -> None:
     with pytest.raises(ConfigError, match="int8 stands after deflate"):
-        check_payload(payload(**{key: "deflate+int8"}), federation("mean"))
+        check(payload(**{key: "deflate+int8"}), "mean")
 
 
 def test_refusals_come_before_anything_is_written(
@@ -94,7 +132,7 @@ def test_auto_without_a_link_is_refused(tiny_config: dict[str, Any]) -> None:
 @pytest.mark.parametrize("chain", UPDATE_CHAINS, ids=short_text)
 def test_what_auto_may_choose_is_legal_with_every_rule(chain: Any) -> None:
     for rule in RULES:
-        check_payload(payload(chain=short_text(chain)), federation(rule))
+        check(payload(chain=short_text(chain)), rule)
 
 
 def test_a_slow_link_gets_the_smallest_chain_and_says_why() -> None:

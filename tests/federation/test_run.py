@@ -89,6 +89,7 @@ def test_dp_noise_differs_between_runs_of_one_seed(
     "overrides",
     [
         ("adapter.kind=blocks",),
+        ("adapter.blocks=top", "privacy.unit=example"),
         ("emulator=none", "adapter.blocks=all"),
         ("emulator=none", "adapter.kind=full"),
         ("emulator=none", "adapter.blocks=[1, 2]"),

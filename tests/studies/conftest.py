@@ -147,7 +147,7 @@ def make_adapter() -> MakeAdapter:
 def tuned_adapter(model: Any, kind: str = "lora") -> Adapter:
     blocks = (0, 3) if kind != "full" else (0, 1, 2, 3)
     targets = linear_names(model, blocks) if kind == "lora" else ()
-    adapter = attach(model, AdapterSpec(kind, blocks, 4, 8.0, targets), range(4), seed=3)
+    adapter = attach(model, AdapterSpec(kind, blocks, 4, 8.0, targets, seed=3), range(4))
     for name, parameter in adapter.parameters.items():
         if "lora_B" in name:  # at zero, lora_A would have no gradient
             nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(1))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedot.config import config_from_dict
+from fedot.config import config_from_dict, with_overrides
 from fedot.errors import ConfigError
 from fedot.federation.run import simulate
 from fedot.privacy.ledger import Ledger
@@ -100,6 +100,33 @@ def test_without_dp_there_is_no_claim_and_leakage_is_told_all_the_same(
     assert found["claim"] is found["gradient_canaries"] is found["mechanism"] is None
     assert set(found["membership"]) == {"off"}
     assert "no claim to refute" in write_audit(tmp_path / "audit").read_text()
+
+
+def test_a_frozen_half_is_no_part_of_the_audit(tiny_config: dict[str, Any], tmp_path: Path) -> None:
+    """The federation sends B alone, the server steps with Adam; A, which nobody gets, is silent."""
+    raw = with_overrides(
+        private(tiny_config),
+        [
+            "adapter.freeze=A",
+            "federation.server_optimizer=adam",
+            "federation.server_learning_rate=0.01",
+            "privacy.unit=both",
+        ],
+    )
+    found = audit_config(config_from_dict(raw), tmp_path / "audit", SMALL)
+    assert found["findings"] == []
+    assert found["mechanism"]["sensitivity"] <= 1.001
+    # Tokens lie in the span of A's gradient, which there is none of.
+    assert found["inversion"] == []
+
+
+def test_noise_at_the_server_alone_is_nothing_to_audit(
+    tiny_config: dict[str, Any], tmp_path: Path
+) -> None:
+    config = config_from_dict(with_overrides(tiny_config, ["privacy.unit=client"]))
+    with pytest.raises(ConfigError, match=r"privacy\.unit is client"):
+        audit_config(config, tmp_path / "audit", SMALL)
+    assert not (tmp_path / "audit").exists()
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:
