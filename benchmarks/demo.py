@@ -41,7 +41,7 @@ def run(arm: str, seed: int) -> Row:
         "arm": arm,
         "seed": seed,
         "settings": ARMS[arm],
-        "demo": BY_UNIT | SETTINGS,
+        "demo": demo_settings(arm),
         **{name: summary["quality"][name]["loss"] for name in QUALITY},
         **{name: summary[name] for name in (*numbers, "general_gap")},
         "sent_ratio": wire["sent_bytes"] / wire["float32_bytes"],
@@ -52,12 +52,22 @@ def run(arm: str, seed: int) -> Row:
     }
 
 
+def demo_settings(arm: str) -> Row:
+    """What the demo sets for an arm, as JSON has it."""
+    unit = "none" if "privacy.unit=none" in ARMS[arm] else "example"
+    settings: Row = json.loads(json.dumps({**SETTINGS, unit: BY_UNIT[unit]}))
+    return settings
+
+
 def measured() -> list[Row]:
     """Rows of the results file that were made with today's settings."""
     path = RESULTS / "demo.json"
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-    settings = json.loads(json.dumps(BY_UNIT | SETTINGS))
-    return [row for row in rows if row["demo"] == settings and row["settings"] == ARMS[row["arm"]]]
+    return [
+        row
+        for row in rows
+        if row["demo"] == demo_settings(row["arm"]) and row["settings"] == ARMS[row["arm"]]
+    ]
 
 
 def over_seeds(rows: list[Row], arm: str, name: str) -> tuple[float, float]:

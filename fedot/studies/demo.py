@@ -47,7 +47,7 @@ BY_UNIT: dict[str, dict[str, Any]] = {
             "final_lr_ratio": 0.02,
             "join_noise": 0.2,
         },
-        "federation": {"rounds": 48, "server_learning_rate": 1.5},
+        "federation": {"rounds": 64, "server_learning_rate": 1.8},
     },
 }
 QUICK = (

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from fedot.client.round import round_event
 from fedot.client.training import PrivateSettings, TrainingSettings, train, train_privately
-from fedot.config import Config, load_config
+from fedot.config import Config, PayloadConfig, load_config
 from fedot.data.tokenize import Sequences
 from fedot.errors import ConfigError
 from fedot.federation.cohort import most_rounds
 from fedot.federation.parts import Parts, load_parts
+from fedot.federation.payloads import settled
 from fedot.journal import write_durably
 from fedot.messages import Progress, no_progress
 from fedot.models.adapters import Adapter, load_adapter
@@ -77,6 +78,8 @@ def audit_run(
             "config."
         )
     config = load_config(run / "config.yaml")
+    chain = json.loads((run / "summary.json").read_text(encoding="utf-8"))["wire"]["chain"]
+    config = _with_payload(config, config.payload.model_copy(update={"chain": chain}))
     return _audit(config, run, size or AuditSize(), progress, run)
 
 
@@ -84,7 +87,12 @@ def audit_config(
     config: Config, out: Path, size: AuditSize | None = None, progress: Progress = no_progress
 ) -> dict[str, Any]:
     """Audit what a config would release, by federations of its own; writes `out/audit.json`."""
+    config = _with_payload(config, settled(config.payload)[0])
     return _audit(config, out, size or AuditSize(), progress, None)
+
+
+def _with_payload(config: Config, payload: PayloadConfig) -> Config:
+    return config.model_copy(update={"payload": payload})
 
 
 def _audit(

@@ -120,6 +120,14 @@ def test_a_frozen_half_is_no_part_of_the_audit(tiny_config: dict[str, Any], tmp_
     assert found["inversion"] == []
 
 
+def test_a_chain_that_is_left_to_auto_is_settled_first(
+    tiny_config: dict[str, Any], tmp_path: Path
+) -> None:
+    overrides = ["payload.chain=auto", "payload.bandwidth_mb_per_s=1", "privacy.unit=none"]
+    config = config_from_dict(with_overrides(tiny_config, overrides))
+    assert audit_config(config, tmp_path / "audit", SMALL)["claim"] is None
+
+
 def test_noise_at_the_server_alone_is_nothing_to_audit(
     tiny_config: dict[str, Any], tmp_path: Path
 ) -> None:
