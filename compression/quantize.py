@@ -19,6 +19,7 @@ and changes nothing for tensors whose size is a multiple of the block, as LoRA's
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -128,6 +129,17 @@ def _cast(values: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     return result
 
 
+_room = threading.local()
+
+
+def _scratch(num_values: int) -> Floats:
+    """This thread's own array, until its next call; a fresh one would be paged in every time."""
+    room: Floats | None = getattr(_room, "floats", None)
+    if room is None or room.size < num_values:
+        room = _room.floats = np.empty(num_values, dtype=np.float32)
+    return room[:num_values]
+
+
 def _blocks(values: npt.NDArray[Any], scales: Floats, block: int) -> Iterator[tuple[Any, Floats]]:
     """Views of whole blocks (rows) and of the shorter last one, with their scales as a column."""
     whole = values.size // block
@@ -144,7 +156,9 @@ def _peaks(values: Floats, block: int) -> Floats:
     integers is twice as fast.
     """
     peaks = np.empty(-(-values.size // block), dtype=np.float32)
-    sizes = values.view(np.int32) & 0x7FFFFFFF
+    sizes = np.bitwise_and(
+        values.view(np.int32), 0x7FFFFFFF, out=_scratch(values.size).view(np.int32)
+    )
     for rows, out in _blocks(sizes, peaks, block):
         np.maximum.reduce(rows, axis=1, out=out[:, 0].view(np.int32))
     return peaks
@@ -159,7 +173,7 @@ def _rms(values: Floats, block: int) -> Floats:
 
 
 def _divided(values: Floats, scales: Floats, block: int) -> Floats:
-    result, inverse = np.empty_like(values), np.float32(1) / scales
+    result, inverse = _scratch(values.size), np.float32(1) / scales
     for (rows, factor), (out, _) in zip(
         _blocks(values, inverse, block), _blocks(result, inverse, block), strict=True
     ):
