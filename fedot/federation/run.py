@@ -17,7 +17,6 @@ from fedot.compression.codec import spec_of
 from fedot.config import Config, EmulatorConfig
 from fedot.data.tokenize import Sequences
 from fedot.emulator.bundle import Bundle, read_bundle, write_bundle
-from fedot.emulator.distill import distill
 from fedot.engines.local import LocalEngine
 from fedot.evaluation.ceiling import full_fine_tuning
 from fedot.evaluation.quality import Quality, measure
@@ -37,14 +36,14 @@ from fedot.federation.rounds import (
 )
 from fedot.federation.server_noise import ServerNoise
 from fedot.federation.server_step import server_step
+from fedot.federation.student import student_of
 from fedot.federation.summary import summarize
 from fedot.federation.tasks import round_task
 from fedot.messages import ClientInfo, Progress, no_progress
 from fedot.models.adapters import Adapter, attach, save_adapter
-from fedot.models.anatomy import load_model, shallower
+from fedot.models.anatomy import load_model
 from fedot.models.plug_in import plug_in
 from fedot.privacy.noise import NoiseSource
-from fedot.seeds import derive_seed
 
 __all__ = ["simulate"]
 
@@ -138,20 +137,7 @@ def _build_bundle(config: Config, parts: Parts, run: RunFolder, progress: Progre
     if not isinstance(emulator, EmulatorConfig):
         built = {"method": "none: the full model is shared"}
         return write_bundle(folder, parts.model, parts.tokenizer, parts.kept, parts.adapter, built)
-    student = shallower(parts.model, parts.kept)
-    if emulator.distill_steps and parts.owner_train is not None:
-        distill(
-            parts.model,
-            student,
-            config.adapter.num_end_blocks,
-            parts.owner_train,
-            num_steps=emulator.distill_steps,
-            batch_size=emulator.batch_size,
-            learning_rate=emulator.learning_rate,
-            hidden_weight=emulator.hidden_weight,
-            rng=torch.Generator().manual_seed(derive_seed(config.seed, "distill")),
-            progress=progress,
-        )
+    student = student_of(config, parts, progress)
     built = {"method": "uniform drop + distillation", **emulator.model_dump(mode="json")}
     return write_bundle(folder, student, parts.tokenizer, parts.kept, parts.adapter, built)
 

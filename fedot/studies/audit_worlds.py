@@ -11,31 +11,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from fedot.aggregation.means import trimmed_mean
 from fedot.client.chains import update_chain
 from fedot.client.round import Site, round_event
 from fedot.compression.codec import decode, spec_of
-from fedot.config import Config, EmulatorConfig, PrivacyConfig
+from fedot.config import Config, PrivacyConfig
 from fedot.data.tokenize import Sequences
 from fedot.emulator.bundle import read_bundle
-from fedot.emulator.distill import distill
 from fedot.engines.local import LocalEngine
 from fedot.errors import ProtocolError
 from fedot.federation.cohort import draw_cohorts, most_rounds
 from fedot.federation.parts import Parts, pooled
 from fedot.federation.rounds import part_of
 from fedot.federation.server_step import server_step
+from fedot.federation.student import student_of
 from fedot.federation.tasks import round_task
 from fedot.federation.turns import state_part
 from fedot.journal import Journal
 from fedot.messages import ClientFailure, ClientInfo, Progress
 from fedot.models.adapters import Adapter, attach
-from fedot.models.anatomy import shallower
 from fedot.privacy.accounting import SampledGaussian
-from fedot.seeds import derive_seed
 
 __all__ = ["World", "audited_adapter", "federate", "joined", "without_dp"]
 
@@ -63,21 +60,7 @@ def audited_adapter(
         found = read_bundle(bundle)
         model = found.load(config.model.dtype, parts.device)
         return _what_is_released(attach(model, found.adapter, found.layer_map), config)
-    student = shallower(parts.model, parts.kept)
-    emulator = config.emulator
-    if isinstance(emulator, EmulatorConfig) and emulator.distill_steps and parts.owner_train:
-        distill(
-            parts.model,
-            student,
-            config.adapter.num_end_blocks,
-            parts.owner_train,
-            num_steps=emulator.distill_steps,
-            batch_size=emulator.batch_size,
-            learning_rate=emulator.learning_rate,
-            hidden_weight=emulator.hidden_weight,
-            rng=torch.Generator().manual_seed(derive_seed(config.seed, "distill")),
-            progress=progress,
-        )
+    student = student_of(config, parts, progress)
     return _what_is_released(attach(student, parts.adapter, parts.kept), config)
 
 

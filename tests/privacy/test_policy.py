@@ -144,7 +144,10 @@ def test_spent_data_set_is_told_so() -> None:
 
 
 def test_other_data_sets_spend_nothing_of_this_one() -> None:
-    refuse_unless_allowed(policy(), request(num_rounds=1), held(20, "other"))
+    task = request(num_rounds=1)
+    with pytest.raises(BudgetError):
+        refuse_unless_allowed(policy(), task, held(20, "notes"))
+    refuse_unless_allowed(policy(), task, held(20, "other"))
 
 
 def test_round_that_holds_its_reservation_is_not_asked_again() -> None:
