@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast lint format clean peers bench-demo bench-codec bench-dp
-.PHONY: bench-codec-utility fuzz
+.PHONY: bench-codec-utility fuzz proto
 
 help:
 	@echo "make demo       run a whole federation on this machine's own Python documentation"
@@ -85,6 +85,10 @@ bench-codec-utility: $(VENV)/.base
 fuzz: $(VENV)/.base
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
 	$(BIN)/python benchmarks/fuzz_codec.py -max_total_time=300 $(ARGS)
+
+# What sites and server say to each other, as Python.
+proto: $(VENV)/.dev
+	$(BIN)/python -m grpc_tools.protoc -Ifedot/transport --python_out=fedot/transport --pyi_out=fedot/transport fedot.proto
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

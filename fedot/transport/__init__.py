@@ -1,0 +1,1 @@
+"""gRPC, TLS, transfers. No torch here."""
