@@ -18,8 +18,8 @@ from fedot.messages import AdapterPart, RoundTask
 __all__ = ["Digest", "RunCard", "RunId", "TaskCard"]
 
 # It names a folder at the site.
-RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\Z")]
+RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # Far above any card: payloads' settings are numbers and short texts.
 _MOST_CHARACTERS = 2**16
 
