@@ -59,6 +59,11 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus ships no ty
         self._summed: Bounded | None = None
         self._noisy = Tensor()
 
+    def draw_ahead(self) -> None:
+        """Begin with this step's noise while its gradients are computed: it depends on no data."""
+        if self.noise_multiplier > 0:
+            self._noise.draw_ahead(sum(p.numel() for p in self.gradients.parameters))
+
     def clip_and_accumulate(self) -> None:
         """Clip each row and add it up; a row whose gradient is not finite counts as zero."""
         summed = clipped_sum(self.gradients, self.max_grad_norm)
@@ -124,6 +129,7 @@ def private_step(
         optimizer: over exactly the parameters that train.
         micro_batches: each returns its rows' own losses, shape (B,).
     """
+    optimizer.draw_ahead()
     for number, losses_of in enumerate(micro_batches, start=1):
         optimizer.gradients.backward(losses_of())
         optimizer.signal_skip_step(do_skip=number < len(micro_batches))

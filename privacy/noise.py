@@ -9,6 +9,7 @@ knows would take away the amplification that the accountant counts on.
 from __future__ import annotations
 
 import os
+import threading
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ KEY_BYTES = 32
 _COUNTER_START = bytes(16)
 # Numbers made at once, so that what is in between stays in the processor's cache.
 _CHUNK = 2**16
+_MOST_AHEAD = 2**22
 _ZEROS = memoryview(bytes(8 * _CHUNK))
 
 
@@ -44,14 +46,34 @@ class NoiseSource:
         self._words = np.frombuffer(self._bytes, dtype="<u8", count=_CHUNK)
         self._uniform = np.empty(_CHUNK)
         self._cosine = torch.empty(_CHUNK // 2, dtype=torch.float64)
+        self._ahead: threading.Thread | None = None
+        self._drawn = np.empty(0)
 
     @classmethod
     def from_os(cls) -> NoiseSource:
         """A source with a fresh key from the operating system."""
         return cls(os.urandom(KEY_BYTES))
 
+    def draw_ahead(self, num: int) -> None:
+        """Begin to draw normals beside other work, for calls of `normal` that will want `num`.
+
+        At most 32 MiB of them. Nothing but `normal` may be called until they are taken.
+        """
+        self._refuse_while_ahead()
+        if num < _CHUNK:
+            # A thread would cost more than the numbers.
+            return
+        room = np.empty(min(num, _MOST_AHEAD))
+
+        def draw() -> None:
+            room[:] = self._normal(len(room))
+
+        self._ahead, self._drawn = threading.Thread(target=draw, daemon=True), room
+        self._ahead.start()
+
     def uniform(self, num: int) -> NDArray[np.float64]:
         """`num` numbers, uniform on [0, 1), multiples of 2^-53."""
+        self._refuse_while_ahead()
         drawn = np.empty(num)
         for start in range(0, num, _CHUNK):
             self._fill(drawn[start : start + _CHUNK])
@@ -59,6 +81,21 @@ class NoiseSource:
 
     def normal(self, num: int) -> NDArray[np.float64]:
         """`num` independent standard normals, float64. Source: Box and Muller 1958."""
+        if self._ahead is not None:
+            self._ahead.join()
+            self._ahead = None
+        ready, self._drawn = self._drawn[:num], self._drawn[num:]
+        if not len(ready):
+            return self._normal(num)
+        return (
+            ready if len(ready) == num else np.concatenate([ready, self._normal(num - len(ready))])
+        )
+
+    def _refuse_while_ahead(self) -> None:
+        if self._ahead is not None or len(self._drawn):
+            raise ValueError("normals are being drawn ahead; take them first.")
+
+    def _normal(self, num: int) -> NDArray[np.float64]:
         drawn = np.empty(num + num % 2)
         for start in range(0, num, _CHUNK):
             part = drawn[start : start + _CHUNK]

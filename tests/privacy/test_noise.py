@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fedot.privacy import noise
 from fedot.privacy.noise import KEY_BYTES, NoiseSource
 
 
@@ -76,3 +77,28 @@ def test_product_code_never_gives_a_key() -> None:
     )
     calls = [line for line in found.stdout.splitlines() if "class NoiseSource" not in line]
     assert calls == [], sys.version
+
+
+@pytest.mark.parametrize("num", [10, 2**16, 3 * 2**16 + 7])
+def test_numbers_drawn_ahead_are_those_that_would_have_come(num: int) -> None:
+    ahead, plain = keyed(9), keyed(9)
+    ahead.draw_ahead(num)
+    first = [ahead.normal(min(2**16, num - start)) for start in range(0, num, 2**16)]
+    assert np.concatenate(first).tolist() == plain.normal(num).tolist()
+    assert ahead.normal(3).tolist() == plain.normal(3).tolist()
+
+
+def test_more_than_is_drawn_ahead_goes_on_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise, "_MOST_AHEAD", 2**16)
+    ahead, plain = keyed(9), keyed(9)
+    ahead.draw_ahead(2**17)
+    assert ahead.normal(2**17).tolist() == plain.normal(2**17).tolist()
+
+
+def test_nothing_else_is_drawn_while_normals_are_drawn_ahead() -> None:
+    source = keyed(9)
+    source.draw_ahead(2**16)
+    with pytest.raises(ValueError, match="take them first"):
+        source.uniform(1)
+    with pytest.raises(ValueError, match="take them first"):
+        source.draw_ahead(2**16)
