@@ -190,7 +190,7 @@ def _show_members(console: Console, folder: Path) -> None:
     console.info(f"the server's certificate has {server:.0f} days left.")
     if server < _FEW_DAYS:
         console.info(f"! Renew it: fedot pki renew{_dir(folder)}")
-    last = {member.name: member for member in members.valid(now)}
+    last = {member.name: member for member in sorted(members.valid(now), key=lambda m: m.ends)}
     for name, member in last.items():
         if (member.ends - now).days < _FEW_DAYS:
             again = "fedot pki renew" if member.role == "owner" else "fedot pki request, there"
@@ -198,7 +198,7 @@ def _show_members(console: Console, folder: Path) -> None:
 
 
 def _row(member: Member, now: datetime) -> tuple[str, str, str, str]:
-    left = f"{(member.ends - now).days}" if now < member.ends else "ended"
+    left = f"{(member.ends - now).total_seconds() / 86400:.0f}" if now < member.ends else "ended"
     state = "revoked" if member.revoked else left
     return member.name, member.role, state, member.fingerprint[:16]
 

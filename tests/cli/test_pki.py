@@ -155,9 +155,9 @@ def test_show_lists_everybody_and_warns_before_an_end(
     code, out, _ = fedot("show", "--dir", owner)
     assert code == 0
     rows = {line.split()[0]: line.split()[1:3] for line in out.splitlines() if line.split()}
-    assert rows["long"] == ["site", "59"]
+    assert rows["long"] == ["site", "60"]
     assert rows["gone"] == ["site", "revoked"]
-    assert rows["owner"] == ["owner", "89"]
+    assert rows["owner"] == ["owner", "90"]
     assert [line for line in out.splitlines() if line.startswith("!")] == [
         "! soon has under 14 days left: fedot pki request, there."
     ]
