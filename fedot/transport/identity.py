@@ -173,15 +173,24 @@ def renew_owner(
     """New certificates for the server and for the owner's own calls, by the owner's CA.
 
     A running server takes its new one for the next connection. `hosts` None keeps those that the
-    certificate has now.
+    certificate has now. A server's certificate of another CA (`install_server`) is left alone.
+
+    Raises:
+        ConfigError: `hosts` are given and the server's certificate is of another CA.
     """
     now = now or datetime.now(UTC)
     authority = _authority(folder)
-    if hosts is None:
-        hosts = hosts_of(read_server(folder)[1])
-    key = new_key()
-    chain = server_certificate(authority, key.public_key(), hosts, now)
-    _write_secret(folder / "server.pem", key_pem(key) + chain)
+    if read_small(folder / "server-ca.crt") == authority[0]:
+        if hosts is None:
+            hosts = hosts_of(read_server(folder)[1])
+        key = new_key()
+        chain = server_certificate(authority, key.public_key(), hosts, now)
+        _write_secret(folder / "server.pem", key_pem(key) + chain)
+    elif hosts is not None:
+        raise ConfigError(
+            "the server's certificate is of another CA, which must say for which hosts it is. Ask "
+            "that CA, and use `fedot pki install`."
+        )
     owner_key = folder / f"{OWNER}.key"
     if not owner_key.exists():
         _write_secret(owner_key, key_pem(new_key()))
