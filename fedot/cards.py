@@ -1,6 +1,6 @@
-"""What the server tells a site in JSON: a run, and a round's task without its state.
+"""What server and site tell each other in JSON: a run, a task without its state, a result.
 
-A site trusts neither: unknown keys, values out of bounds and names that could leave a folder are
+Neither trusts the other: unknown keys, values out of bounds and names that could leave a folder are
 refused as a `WireError` before anything is done with them. No torch here.
 """
 
@@ -13,9 +13,9 @@ from pydantic import Field, ValidationError
 from fedot.config import PayloadConfig, PrivacyConfig, TrainingConfig
 from fedot.config_section import Section
 from fedot.errors import WireError
-from fedot.messages import AdapterPart, RoundTask
+from fedot.messages import AdapterPart, ClientResult, RoundTask
 
-__all__ = ["Digest", "RunCard", "RunId", "TaskCard"]
+__all__ = ["Digest", "ResultCard", "RunCard", "RunId", "TaskCard"]
 
 # It names a folder at the site.
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
@@ -29,15 +29,15 @@ class _Card(Section):
 
     @classmethod
     def read(cls, text: str) -> Self:
-        """Check what came from the server.
+        """Check what came from the other side.
 
         Raises:
             WireError: it is too long, no JSON, or has a key or value that is not allowed.
         """
         if len(text) > _MOST_CHARACTERS:
             raise WireError(
-                f"the server's {cls.__name__} has {len(text)} characters; the limit is "
-                f"{_MOST_CHARACTERS}. Ask the model owner."
+                f"the other side's {cls.__name__} has {len(text)} characters; the limit is "
+                f"{_MOST_CHARACTERS}."
             )
         try:
             return cls.model_validate_json(text)
@@ -45,7 +45,7 @@ class _Card(Section):
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "it"
             raise WireError(
-                f"the server's {cls.__name__} cannot be used: {where}: {first['msg']}. Both sides "
+                f"the other side's {cls.__name__} cannot be used: {where}: {first['msg']}. Both sides "
                 "may have different versions of fedot."
             ) from error
 
@@ -130,4 +130,31 @@ class TaskCard(_Card):
             seed=self.seed,
             trains=self.trains,
             state_part=self.state_part,
+        )
+
+
+class ResultCard(_Card):
+    """What a site says of its update, beside the bytes."""
+
+    epsilon: float | None = Field(ge=0)
+    bytes_after: dict[Annotated[str, Field(max_length=40)], Annotated[int, Field(ge=0)]] = Field(
+        min_length=1, max_length=16
+    )
+    received_bytes: int = Field(ge=0)
+
+    @classmethod
+    def of(cls, result: ClientResult) -> ResultCard:
+        """Of one result."""
+        return cls(**result.metadata())
+
+    def result(self, site: str, round: int, digest: str, payload: bytes) -> ClientResult:
+        """The whole result, at the server."""
+        return ClientResult(
+            client=site,
+            round=round,
+            payload=payload,
+            digest=digest,
+            epsilon=self.epsilon,
+            bytes_after=self.bytes_after,
+            received_bytes=self.received_bytes,
         )

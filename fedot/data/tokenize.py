@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from fedot.data.records import Record
 from fedot.errors import ConfigError
 
-__all__ = ["Sequences", "tokenize_records", "windows"]
+__all__ = ["Sequences", "learnable_sequences", "tokenize_records", "windows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,23 @@ def tokenize_records(
         rows.append((bos + prompt + answer)[:max_tokens])
         starts.append(max(1, len(bos) + len(prompt)))
     return _padded(rows, starts, pad=(eos or bos or [0])[0])
+
+
+def learnable_sequences(
+    records: Iterable[Record], tokenizer: PreTrainedTokenizerBase, max_tokens: int, name: str
+) -> Sequences:
+    """As `tokenize_records`.
+
+    Raises:
+        ConfigError: a record of `name` has nothing to learn.
+    """
+    sequences = tokenize_records(records, tokenizer, max_tokens)
+    if not bool(sequences.learned.any(dim=1).all()):
+        raise ConfigError(
+            f"{name} has a record without a token to learn; empty texts and answers must be "
+            "taken out."
+        )
+    return sequences
 
 
 def windows(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> Sequences:

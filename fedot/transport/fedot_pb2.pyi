@@ -43,14 +43,14 @@ class HelloReply(_message.Message):
     def __init__(self, site: _Optional[str] = ..., role: _Optional[str] = ..., certificate_days_left: _Optional[float] = ..., chunk_bytes: _Optional[int] = ..., stall_timeout_s: _Optional[float] = ...) -> None: ...
 
 class NextRequest(_message.Message):
-    __slots__ = ("run_id", "round", "wait_s")
+    __slots__ = ("run_id", "wait_s", "peek")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
-    ROUND_FIELD_NUMBER: _ClassVar[int]
     WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    PEEK_FIELD_NUMBER: _ClassVar[int]
     run_id: str
-    round: int
     wait_s: float
-    def __init__(self, run_id: _Optional[str] = ..., round: _Optional[int] = ..., wait_s: _Optional[float] = ...) -> None: ...
+    peek: bool
+    def __init__(self, run_id: _Optional[str] = ..., wait_s: _Optional[float] = ..., peek: _Optional[bool] = ...) -> None: ...
 
 class NextReply(_message.Message):
     __slots__ = ("wait", "run_json", "task_json", "over")

@@ -1,0 +1,111 @@
+"""Verbs for a federation across organisations: the owner's server, a site, all of it here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedot.console import Console
+
+__all__ = ["add_to"]
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a config key, e.g. privacy.unit=none."),
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this file's verbs."""
+    app.command()(serve)
+    app.command()(join)
+    app.command()(poc)
+
+
+def serve(
+    config: Annotated[
+        Path | None, typer.Argument(help="The first job; without it the server waits for jobs.")
+    ] = None,
+    home: Annotated[Path, typer.Option(help="Jobs, uploads, audit log.")] = Path("fedot-server"),
+    pki: Annotated[Path, typer.Option(help="The owner's folder: fedot pki init.")] = Path("pki"),
+    listen: Annotated[str, typer.Option(help="HOST:PORT for sites.")] = "0.0.0.0:8443",
+    metrics: Annotated[str | None, typer.Option(help="HOST:PORT of /metrics and /healthz.")] = None,
+    limits: Annotated[
+        Path | None, typer.Option(help="YAML with limits per site (docs/transport.md).")
+    ] = None,
+    until_done: Annotated[
+        bool, typer.Option("--until-done", help="End when the queue is empty.")
+    ] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Be the model owner's server: sites connect, jobs run one at a time."""
+    from fedot.federation.open_server import ServerSettings, open_server
+
+    with Console() as console:
+        settings = ServerSettings(home, pki, listen, metrics, limits)
+        with open_server(settings, console.watcher()) as server:
+            if config is not None:
+                server.submit_once(config, overrides or [])
+            if not server.work(until_done):
+                raise typer.Exit(1)
+
+
+def join(
+    server: Annotated[str, typer.Argument(metavar="SERVER", help="HOST:PORT of the owner.")],
+    policy: Annotated[Path, typer.Option(help="The data owner's terms.")],
+    data: Annotated[Path, typer.Option(help="The private records.")],
+    kit: Annotated[
+        Path | None, typer.Option(help="What the owner sent back; default: the one *.kit.json.")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="The private key; default: pki/SITE.key or beside the kit.")
+    ] = None,
+    home: Annotated[Path, typer.Option(help="Ledger, stored updates and bundles; keep it.")] = Path(
+        "fedot-site"
+    ),
+    text_field: Annotated[
+        str | None, typer.Option(help="Field that holds a record's text.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be trained, sent and spent.")
+    ] = False,
+    stay: Annotated[bool, typer.Option("--stay", help="Take part in later runs too.")] = False,
+    leave: Annotated[
+        bool, typer.Option("--leave", help="Withdraw from the run that is open, for good.")
+    ] = False,
+) -> None:
+    """Be a site: train on private records, under their owner's policy."""
+    from fedot.engines.open_site import open_site
+
+    with Console() as console:
+        site = open_site(server, kit, key, policy, data, home, text_field=text_field, device=device)
+        with site:
+            if leave:
+                console.info(site.leave())
+            elif dry_run:
+                console.table(*site.look(console.info))
+            else:
+                console.info(site.take_part(console.progress, console.info, stay=stay))
+
+
+def poc(
+    config: Annotated[Path, typer.Argument(help="As for fedot simulate.")],
+    sites: Annotated[
+        int | None, typer.Option(help="The first so many clients; default: all.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Everything is written here.")] = Path("runs/poc"),
+    overrides: Overrides = None,
+) -> None:
+    """Rehearse on this machine: a server and sites as real processes, over real TLS."""
+    from fedot.config import load_config
+    from fedot.report.page import write_report
+    from fedot.report.run_files import read_summary
+    from fedot.studies.poc import prepare, rehearse
+
+    settings = load_config(config, overrides or [])
+    with Console() as console:
+        run = rehearse(prepare(settings, sites, out), console.said)
+        console.info(f"report: {write_report(run)}")

@@ -1,0 +1,106 @@
+"""What a site needs in memory for a run: its policy's consent, its records, the emulator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fedot.cards import RunCard
+from fedot.client.chains import operators_of
+from fedot.client.round import Site, round_event
+from fedot.data.records import Record, read_records, split_records
+from fedot.data.tokenize import learnable_sequences
+from fedot.emulator.bundle import read_bundle
+from fedot.engines.data_owner import DataOwner
+from fedot.errors import WireError
+from fedot.models.adapters import Adapter, attach
+from fedot.models.anatomy import load_tokenizer, pick_device
+from fedot.privacy.accounting import epsilon_of
+from fedot.privacy.ledger import Ledger
+from fedot.privacy.policy import Request, refuse_unless_allowed
+from fedot.seeds import derive_seed
+
+__all__ = ["Offer", "load_adapter_of", "load_site", "weigh"]
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a run would do with a site's data set. For the data owner's eyes only.
+
+    Attributes:
+        num_records: it would train on.
+        run_epsilon: what all of the run's rounds cost by themselves; None without DP.
+        spent_epsilon: what the data set has spent so far.
+        total_epsilon: both together.
+        max_epsilon: what the policy allows; None sets no limit.
+    """
+
+    num_records: int
+    delta: float
+    run_epsilon: float | None
+    spent_epsilon: float
+    total_epsilon: float
+    max_epsilon: float | None
+
+
+def weigh(owner: DataOwner, card: RunCard) -> Offer:
+    """What a run would cost a site, if its policy allows it.
+
+    Raises:
+        ConfigError: the adapter or the chain is not allowed, or the records cannot be read.
+        BudgetError: DP is demanded, or the budget is too small; says what would fit.
+    """
+    num_records = len(_training_records(owner, card))
+    event = None
+    if card.privacy.protects_records and card.planned_rounds:
+        event = round_event(card.training, card.privacy, num_records, card.planned_rounds)
+    ledger, delta = Ledger(owner.home / "ledger.jsonl"), owner.policy.delta
+    held = [e for e in ledger.entries() if e.dataset_id == owner.policy.dataset_id]
+    done = sum(entry.key.rpartition("/")[0] == card.run_id for entry in held)
+    ahead = card.planned_rounds - done
+    if ahead > 0:
+        asked = Request(f"{card.run_id}/0", card.adapter, operators_of(card.payload), event, ahead)
+        refuse_unless_allowed(owner.policy, asked, held)
+    spent = [entry.event for entry in held]
+    coming = [replace(event, num_steps=event.num_steps * ahead)] if event and ahead > 0 else []
+    return Offer(
+        num_records=num_records,
+        delta=delta,
+        run_epsilon=epsilon_of(coming, delta) if event else None,
+        spent_epsilon=epsilon_of(spent, delta) if spent else 0.0,
+        total_epsilon=epsilon_of(spent + coming, delta) if spent or coming else 0.0,
+        max_epsilon=owner.policy.max_epsilon,
+    )
+
+
+def load_site(owner: DataOwner, card: RunCard, bundle: Path) -> Site:
+    """The site with its records, as this run's tokenizer reads them.
+
+    The same records are held out as in a simulation with this seed; nobody measures on them here.
+    """
+    sequences = learnable_sequences(
+        _training_records(owner, card), load_tokenizer(str(bundle)), card.max_tokens, owner.name
+    )
+    return Site(owner.info, sequences, owner.home, owner.policy)
+
+
+def load_adapter_of(owner: DataOwner, card: RunCard, folder: Path) -> Adapter:
+    """The emulator with the run's adapter on it; every file is checked first.
+
+    Raises:
+        WireError: the bundle is not what the run said.
+    """
+    bundle = read_bundle(folder)
+    if bundle.adapter.kind != card.adapter:
+        raise WireError(
+            f"the bundle trains {bundle.adapter.kind} and the run said {card.adapter}; the policy "
+            "was asked about that. Ask the model owner."
+        )
+    model = bundle.load(card.dtype, pick_device(owner.device))
+    return attach(model, bundle.adapter, bundle.layer_map)
+
+
+def _training_records(owner: DataOwner, card: RunCard) -> tuple[Record, ...]:
+    records = read_records(owner.records, owner.text_field or card.text_field)
+    seed = derive_seed(card.seed, "split", owner.name)
+    return split_records(records, card.held_out_ratio, seed, owner.name).train

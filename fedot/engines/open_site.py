@@ -1,0 +1,183 @@
+"""`fedot join`: a site with its identity, its policy and a way to the server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from fedot.cards import RunCard
+from fedot.engines.data_owner import DataOwner
+from fedot.engines.join import join
+from fedot.errors import ConfigError, ProtocolError
+from fedot.messages import Progress
+from fedot.privacy.policy import load_policy
+from fedot.transport import fedot_pb2 as pb
+from fedot.transport.channel import Channel
+from fedot.transport.identity import Kit, read_kit
+
+if TYPE_CHECKING:
+    from fedot.engines.local_site import Offer
+    from fedot.privacy.noise import NoiseSource
+
+__all__ = ["OpenSite", "open_site"]
+
+# A site asks for a new certificate in good time.
+_WARN_DAYS = 14
+_LOOK_S = 20.0
+
+
+class OpenSite:
+    """A site that can call its server; a context manager."""
+
+    def __init__(self, channel: Channel, kit: Kit, owner: DataOwner) -> None:
+        self.channel = channel
+        self._kit = kit
+        self._owner = owner
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.channel.close()
+
+    def take_part(
+        self,
+        progress: Progress,
+        say: Callable[[str], None],
+        *,
+        stay: bool = False,
+        make_noise: Callable[[], NoiseSource] | None = None,
+    ) -> str:
+        """Take part in the open run or the next one, until it is over.
+
+        Args:
+            progress: is told about transfers.
+            say: is told what happens.
+            stay: then wait for the run after it, and so on.
+            make_noise: as in `run_round`; for tests.
+
+        Returns:
+            What to tell a person at the end.
+
+        Raises:
+            ConfigError, BudgetError: the policy does not allow the run.
+            ProtocolError: the server does not let the site in, or the run did not end well.
+        """
+        self._warn(say)
+        while True:
+            outcome = join(
+                self.channel, self._kit, self._owner, progress=progress, say=say, make_noise=make_noise
+            )
+            if not stay:
+                break
+            say(f"the run is {outcome}; waiting for the next")
+        if outcome not in ("done", "withdrawn"):
+            raise ProtocolError(f"the run ended as {outcome}; ask the model owner why.")
+        return f"the run is {outcome}; nothing of {self._owner.records.name} has left this site"
+
+    def leave(self) -> str:
+        """Withdraw from the run that is open.
+
+        Raises:
+            ProtocolError: there is none that this site is in.
+        """
+        card = self._open_run(wait_s=0)
+        if card is None:
+            raise ProtocolError("no run is open that this site is in; there is nothing to leave.")
+        self.channel.call("Leave", pb.LeaveRequest(run_id=card.run_id))
+        return f"withdrew from run {card.name}; it will not be asked of this site again"
+
+    def look(self, say: Callable[[str], None]) -> tuple[RunCard, Offer]:
+        """What the open run, or the next one, would train, send and spend; nothing leaves.
+
+        Raises:
+            ConfigError, BudgetError: the policy does not allow it; says what would fit.
+        """
+        from fedot.engines.local_site import weigh
+
+        card = self._open_run(wait_s=0)
+        if card is None:
+            say("no run is open yet; waiting for one")
+        while card is None:
+            card = self._open_run(wait_s=_LOOK_S)
+        return card, weigh(self._owner, card)
+
+    def _open_run(self, wait_s: float) -> RunCard | None:
+        reply = self.channel.call("Next", pb.NextRequest(wait_s=wait_s, peek=True))
+        return RunCard.read(reply.run_json) if reply.WhichOneof("what") == "run_json" else None
+
+    def _warn(self, say: Callable[[str], None]) -> None:
+        days = self._kit.days_left(datetime.now(UTC))
+        if days < _WARN_DAYS:
+            say(
+                f"this site's certificate ends in {days:.0f} days; renew it: fedot pki request "
+                f"--site {self._owner.name}"
+            )
+
+
+def open_site(
+    server: str,
+    kit: Path | None,
+    key: Path | None,
+    policy: Path,
+    records: Path,
+    home: Path,
+    *,
+    text_field: str | None = None,
+    device: str = "auto",
+) -> OpenSite:
+    """Read what a site has, and open a channel; nothing is sent yet.
+
+    Args:
+        server: HOST:PORT.
+        kit: what the owner sent back; None takes the one `*.kit.json` in this folder.
+        key: the private key; None takes `SITE.key` beside the kit or in `pki/`.
+        policy: the data owner's terms.
+        records: file with the private records.
+        home: ledger, stored updates and bundles.
+        text_field: field of a record that holds its text; None takes what the run says.
+        device: auto, cpu or cuda.
+
+    Raises:
+        ConfigError: a file is missing or cannot be used.
+    """
+    kit = kit or _only_kit()
+    mine = read_kit(kit)
+    terms = load_policy(policy)
+    if not records.is_file():
+        raise ConfigError(f"there are no records at {records}; name a file with --data.")
+    where = key or _key_of(mine.site, kit.parent)
+    home.mkdir(parents=True, exist_ok=True)
+    owner = DataOwner(mine.site, home, records, terms, text_field, device)
+    # Read again for every connection: a renewed certificate is used by the next one.
+    return OpenSite(
+        Channel(server, lambda: read_kit(kit).channel_credentials(where)), mine, owner
+    )
+
+
+def _only_kit() -> Path:
+    kits = sorted(Path().glob("*.kit.json"))
+    if len(kits) != 1:
+        raise ConfigError(
+            f"there are {len(kits)} files *.kit.json here; name the one that the owner sent with "
+            "--kit."
+        )
+    return kits[0]
+
+
+def _key_of(site: str, beside: Path) -> Path:
+    for folder in (beside, Path("pki")):
+        if (folder / f"{site}.key").is_file():
+            return folder / f"{site}.key"
+    raise ConfigError(
+        f"{site}.key is neither beside the kit nor in pki/; name it with --key. It was made by "
+        "fedot pki request, at this site."
+    )

@@ -1,0 +1,107 @@
+"""Answers the owner's calls about jobs from the queue, the board and the runs' folders. No torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fedot.errors import ConfigError
+from fedot.federation.jobs import Job, JobQueue
+from fedot.federation.results import RESULTS, results_digest
+from fedot.transport import fedot_pb2 as pb
+from fedot.transport.board import Board
+from fedot.transport.shelf import Shelf
+
+__all__ = ["Desk"]
+
+
+class Desk:
+    """A `JobDesk`.
+
+    Args:
+        queue: the jobs.
+        board: who is in.
+        shelf: where results are offered.
+        home: the server's folder.
+    """
+
+    def __init__(self, queue: JobQueue, board: Board, shelf: Shelf, home: Path) -> None:
+        self._queue = queue
+        self._board = board
+        self._shelf = shelf
+        self._home = home
+
+    def submit(self, name: str, config_yaml: str, by: str) -> pb.Job:
+        """Queue a job."""
+        return self._told(self._queue.submit(name, config_yaml, by))
+
+    def jobs(self) -> list[pb.Job]:
+        """All jobs, oldest first."""
+        return [self._told(job) for job in self._queue.list()]
+
+    def show(self, job_id: str) -> pb.Job:
+        """One job, with everything about it."""
+        job = self._queue.get(job_id)
+        told = self._told(job)
+        told.config_yaml = job.config_yaml
+        told.metrics_json.extend(json.dumps(line) for line in self._metrics(job))
+        if job.state == "running":
+            told.members.extend(
+                pb.Member(
+                    site=each.site,
+                    phase=each.phase,
+                    seconds_in_phase=each.since,
+                    is_late=each.is_late,
+                    reason=each.reason,
+                )
+                for each in self._board.presences()
+            )
+        return told
+
+    def abort(self, job_id: str, by: str) -> pb.Job:
+        """Stop a job, or take it out of the queue."""
+        job = self._queue.abort(job_id, f"aborted by {by}")
+        self._board.stop(f"job {job_id} was aborted")
+        return self._told(job)
+
+    def roll_back(self, job_id: str, round: int) -> pb.Job:
+        """Go back to the state after an earlier round, before the next one starts."""
+        job = self._queue.get(job_id)
+        lines = self._metrics(job)
+        if job.state != "running" or not 0 <= round < len(lines):
+            raise ConfigError(
+                f"job {job_id} is {job.state} and has closed {max(0, len(lines) - 1)} rounds; only "
+                "a running job can go back, to one of its closed rounds (0 is the start)."
+            )
+        self._queue.request_roll_back(job_id, round)
+        return self._told(job)
+
+    def _told(self, job: Job) -> pb.Job:
+        lines = self._metrics(job)
+        return pb.Job(
+            job_id=job.job_id,
+            name=job.name,
+            state=job.state,
+            submitted_by=job.submitted_by,
+            submitted_at=job.submitted_at,
+            reason=job.reason,
+            round=int(lines[-1]["round"]) if lines else 0,
+            rounds=job.rounds,
+            run_id=job.run_id,
+            results_digest=self._results(job),
+        )
+
+    def _results(self, job: Job) -> str:
+        path = self._home / "jobs" / job.job_id / RESULTS
+        if job.state != "done" or not path.exists():
+            return ""
+        digest = results_digest(path)
+        self._shelf.put(digest, {RESULTS: path})
+        return digest
+
+    def _metrics(self, job: Job) -> list[dict[str, Any]]:
+        path = self._home / "jobs" / job.job_id / "run" / "metrics.jsonl"
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,47 @@
+"""What an owner fetches of a finished job: one archive with the adapter and everything told of it."""
+
+from __future__ import annotations
+
+import zipfile
+from hashlib import file_digest
+from pathlib import Path
+
+from fedot.journal import sync_folder
+
+__all__ = ["RESULTS", "pack_results", "results_digest"]
+
+RESULTS = "results.zip"
+_FOLDERS = ("adapter", "adapter-best")
+_FILES = ("config.yaml", "summary.json", "metrics.jsonl", "report.html")
+
+
+def pack_results(run: Path, to: Path) -> str:
+    """Pack a finished run's results; one that is packed stays as it is.
+
+    Args:
+        run: the run's folder.
+        to: where the archive goes.
+
+    Returns:
+        SHA-256 of the archive.
+    """
+    if not to.exists():
+        draft = to.with_name(f".{to.name}.part")
+        with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            for path in _results(run):
+                archive.write(path, path.relative_to(run).as_posix())
+        draft.replace(to)
+        sync_folder(to.parent)
+    return results_digest(to)
+
+
+def results_digest(path: Path) -> str:
+    """SHA-256 of an archive."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _results(run: Path) -> list[Path]:
+    files = [run / name for name in _FILES]
+    files += sorted(path for folder in _FOLDERS for path in (run / folder).rglob("*"))
+    return [path for path in files if path.is_file()]

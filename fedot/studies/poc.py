@@ -1,0 +1,185 @@
+"""A federation over the network on one machine: a server, its sites, each a process of its own.
+
+Nothing is simulated: certificates are made and signed, TLS is checked on both sides, every site has
+a folder, a ledger and a policy that the others and the server do not read.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from fedot.config import Config, to_yaml
+from fedot.errors import ConfigError, TransportError
+from fedot.transport.identity import init_owner, request_certificate, sign_request
+
+__all__ = ["Rehearsal", "prepare", "rehearse"]
+
+Say = Callable[[str, str], None]
+"""Told who says something, and what: one line."""
+
+# How long a site may take to stop after the server has.
+_GRACE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """A folder with everything that the processes need.
+
+    Attributes:
+        sites: by name, what its `fedot join` is started with.
+    """
+
+    folder: Path
+    server: Sequence[str]
+    sites: Mapping[str, Sequence[str]]
+
+    @property
+    def job(self) -> Path:
+        """The run's folder at the server, once it has begun."""
+        return self.folder / "server" / "jobs" / "job-1" / "run"
+
+
+def prepare(config: Config, num_sites: int | None, folder: Path) -> Rehearsal:
+    """Make keys, policies and the server's config; one that is there is taken up again.
+
+    Args:
+        config: as for a simulation: `data.clients` says which site has which file.
+        num_sites: the first so many clients; None takes all.
+        folder: everything is written here.
+
+    Raises:
+        ConfigError: there are fewer clients than that.
+    """
+    names = sorted(config.data.clients)
+    if num_sites is not None and not 1 <= num_sites <= len(names):
+        raise ConfigError(
+            f"--sites is {num_sites} and data.clients has {len(names)}; every site needs a file of "
+            "its own. Ask for fewer, or add clients."
+        )
+    names = names[:num_sites]
+    pki, address = folder / "pki", folder / "address"
+    if not pki.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        init_owner(pki, "fedot poc", ["localhost"])
+        for name in names:
+            home = folder / name
+            asked = request_certificate(name, home)
+            kit = sign_request(pki, asked.csr_path, asked.fingerprint, "site", 90)
+            shutil.copy(kit, home / "kit.json")
+            _write_policy(config, name, home / "policy.yaml")
+        address.write_text(f"localhost:{_free_port()}")
+        _write_server_config(config, names, folder / "config.yaml")
+    where = address.read_text()
+    server = ["serve", str(folder / "config.yaml"), "--home", str(folder / "server")]
+    server += ["--pki", str(pki), "--listen", where, "--until-done"]
+    return Rehearsal(folder, server, {name: _join(config, name, folder, where) for name in names})
+
+
+def rehearse(rehearsal: Rehearsal, say: Say) -> Path:
+    """Run all processes until the server has done its job.
+
+    Returns:
+        The run's folder at the server.
+
+    Raises:
+        TransportError: the server ended without having finished.
+    """
+    with ExitStack() as stack:
+        server = stack.enter_context(_process("server", rehearsal.server, say))
+        sites = [
+            stack.enter_context(_process(name, arguments, say))
+            for name, arguments in rehearsal.sites.items()
+        ]
+        code = server.wait()
+        for site in sites if code == 0 else []:
+            site.wait(_GRACE_S)
+    if code != 0:
+        raise TransportError(
+            f"the server ended with exit code {code}; what it said stands above. What it had "
+            "finished is kept: the same command goes on with it."
+        )
+    return rehearsal.job
+
+
+def _write_policy(config: Config, name: str, path: Path) -> None:
+    """The site's own policy, or one that allows just this run."""
+    given = config.data.policies.get(name)
+    if given is not None:
+        path.write_text(Path(given).read_text(encoding="utf-8"), encoding="utf-8")
+        return
+    private = config.privacy.protects_records
+    terms = {
+        "dataset_id": name,
+        "max_epsilon": config.privacy.target_epsilon if private else None,
+        "delta": config.privacy.delta,
+    }
+    path.write_text(yaml.safe_dump(terms, sort_keys=False), encoding="utf-8")
+
+
+def _write_server_config(config: Config, names: Sequence[str], path: Path) -> None:
+    """The server's: it knows who takes part, and nothing of their files."""
+    data = config.data.model_copy(update={"clients": {}, "policies": {}})
+    network = config.network.model_copy(update={"sites": list(names)})
+    text = to_yaml(config.model_copy(update={"data": data, "network": network}))
+    path.write_text(text, encoding="utf-8")
+
+
+def _join(config: Config, name: str, folder: Path, where: str) -> list[str]:
+    home = folder / name
+    return [
+        *("join", where, "--policy", str(home / "policy.yaml")),
+        *("--data", config.data.clients[name], "--text-field", config.data.text_field),
+        *("--kit", str(home / "kit.json"), "--key", str(home / f"{name}.key")),
+        *("--home", str(home / "site")),
+    ]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _process(name: str, arguments: Sequence[str], say: Say) -> Iterator[subprocess.Popen[str]]:
+    """A `fedot` of its own; what it prints is said, and it is gone at the end."""
+    command = [sys.executable, "-m", "fedot.cli", *arguments]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment()
+    )
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            say(name, line.rstrip())
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(_GRACE_S / 6)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        process.wait()
+        reader.join()
+
+
+def _environment() -> dict[str, str]:
+    """Processes on one machine share its cores."""
+    return {"OMP_NUM_THREADS": "1", **os.environ}

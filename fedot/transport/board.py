@@ -1,0 +1,327 @@
+"""What the server asks of its sites now, and what they are doing: handlers read, the engine writes.
+
+In memory only. What must outlive the process (uploads, data set ids, withdrawals, jobs) lies in
+SQLite; after a restart the engine posts the same task again and sites come back by themselves.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+__all__ = ["Answer", "Board", "Event", "Posted", "Presence"]
+
+Phase = Literal["idle", "download", "train", "store", "upload", "failed"]
+# Who has not called for so long has gone: a waiting site calls every `wait_s`, a busy one reports.
+_GONE_AFTER_S = 60.0
+# Ended runs that a site may still ask about.
+_MOST_OUTCOMES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """A round's task as it stands on the board.
+
+    Attributes:
+        state_digest: of the state that the cohort downloads.
+        cards: by site, the JSON of its `TaskCard`; the keys are the cohort.
+        deadline_s: after so many seconds, who has not answered is late; None: never.
+    """
+
+    run_id: str
+    round: int
+    state_digest: str
+    cards: Mapping[str, str]
+    deadline_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """One site as the server sees it.
+
+    Attributes:
+        since: when the phase began, by the board's clock.
+        seen: when it last called.
+        is_late: asked, and the deadline has passed.
+    """
+
+    site: str
+    phase: str
+    since: float
+    seen: float
+    round: int = 0
+    reason: str = ""
+    is_late: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that the engine waits for."""
+
+    kind: Literal["arrived", "failed", "left", "stop", "wake"]
+    site: str
+    run_id: str
+    round: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a site that asks "what next" is told; `text` is JSON, an outcome, or why it waits."""
+
+    what: Literal["wait", "run", "task", "over"]
+    text: str
+    run_id: str = ""
+
+
+class Board:
+    """One server's board; every method may be called from any thread.
+
+    Args:
+        is_here: whether a site's update of a round is committed, so that it is not asked again.
+        clock: seconds, never going back.
+    """
+
+    def __init__(
+        self,
+        is_here: Callable[[str, str, int], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._is_here = is_here
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._run_id = ""
+        self._run_cards: Mapping[str, str] = {}
+        self._bundle_digest = ""
+        self._posted: Posted | None = None
+        self._posted_at = 0.0
+        self._failed: set[str] = set()
+        self._left: set[str] = set()
+        self._presence: dict[str, Presence] = {}
+        self._events: deque[Event] = deque()
+        self._outcomes: dict[str, str] = {}
+        self._heard: dict[str, set[str]] = {}
+        self._why = "no run is open"
+
+    def open_run(
+        self, run_id: str, bundle_digest: str, cards: Mapping[str, str], left: Sequence[str] = ()
+    ) -> None:
+        """Let sites into a run.
+
+        Args:
+            run_id: the run's.
+            bundle_digest: of the bundle that they download.
+            cards: by site, the JSON of its `RunCard`.
+            left: who has withdrawn from it before.
+        """
+        with self._changed:
+            self._run_id, self._run_cards = run_id, dict(cards)
+            self._bundle_digest = bundle_digest
+            self._left, self._posted = set(left), None
+            self._events.clear()
+            self._changed.notify_all()
+
+    def close_run(self, run_id: str, outcome: str) -> None:
+        """Tell everybody that a run has ended, now and whenever they ask."""
+        with self._changed:
+            self._outcomes[run_id] = outcome
+            while len(self._outcomes) > _MOST_OUTCOMES:
+                oldest = next(iter(self._outcomes))
+                del self._outcomes[oldest]
+                self._heard.pop(oldest, None)
+            if self._run_id == run_id:
+                self._run_id, self._run_cards, self._posted = "", {}, None
+            self._changed.notify_all()
+
+    def wait_until_told(self, run_id: str, timeout_s: float) -> None:
+        """Give everybody who is here the time to hear that a run has ended."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._here() <= self._heard.get(run_id, set()), timeout_s
+            )
+
+    def explain(self, why: str) -> None:
+        """What a site is told that has nothing to do."""
+        with self._changed:
+            self._why = why
+
+    def post(self, task: Posted) -> None:
+        """Ask a round's task of its cohort."""
+        with self._changed:
+            self._posted, self._failed = task, set()
+            self._posted_at = self._clock()
+            self._events = deque(e for e in self._events if e.kind == "stop")
+            self._changed.notify_all()
+
+    def retract(self) -> None:
+        """Ask nothing until the next `post`; whoever still works on it is told to stop."""
+        with self._changed:
+            self._posted = None
+            self._changed.notify_all()
+
+    def next_for(self, site: str, run_id: str, wait_s: float, peek: bool = False) -> Answer:
+        """What a site shall do, as soon as there is something, or "wait" after `wait_s` seconds.
+
+        Args:
+            site: who asks.
+            run_id: the run that it is in, or nothing.
+            wait_s: see above.
+            peek: it only looks, and does not count as present.
+        """
+        ends = self._clock() + wait_s
+        with self._changed:
+            while True:
+                if not peek:
+                    self._seen(site)
+                answer = self._answer(site, run_id)
+                if answer.what == "over":
+                    self._heard.setdefault(answer.run_id, set()).add(site)
+                    self._changed.notify_all()
+                left = ends - self._clock()
+                if answer.what != "wait" or left <= 0:
+                    return answer
+                self._changed.wait(left)
+
+    def report(self, site: str, run_id: str, round: int, phase: str, reason: str = "") -> bool:
+        """Note what a site is doing.
+
+        Returns:
+            Whether it works on something that nobody waits for any more.
+        """
+        with self._changed:
+            known = self._presence.get(site)
+            now = self._clock()
+            same = known is not None and (known.phase, known.round) == (phase, round)
+            since = known.since if known is not None and same else now
+            self._presence[site] = Presence(site, phase, since, now, round, reason)
+            if not self._is_asked(site, run_id, round):
+                return round > 0
+            if phase == "failed":
+                self._failed.add(site)
+                self._say(Event("failed", site, run_id, round, reason))
+            return False
+
+    def is_open(self, site: str, run_id: str, round: int) -> bool:
+        """Whether a round's task is asked of a site now."""
+        with self._changed:
+            return self._is_asked(site, run_id, round)
+
+    def is_in(self, site: str, run_id: str) -> bool:
+        """Whether a site takes part in the open run."""
+        with self._changed:
+            return run_id == self._run_id and site in self._run_cards and site not in self._left
+
+    def offers(self, run_id: str, digest: str) -> bool:
+        """Whether something belongs to the open run: its bundle, or the open round's state."""
+        with self._changed:
+            state = self._posted.state_digest if self._posted else ""
+            return (
+                run_id == self._run_id and digest in (self._bundle_digest, state) and digest != ""
+            )
+
+    def now(self) -> str:
+        """Where the open run stands, for a refusal."""
+        with self._changed:
+            if not self._run_id:
+                return self._why
+            where = f"round {self._posted.round} is open" if self._posted else "no round is open"
+            return f"{where} in {self._run_id}"
+
+    def leave(self, site: str, run_id: str) -> None:
+        """Take a site out of the open run for good."""
+        with self._changed:
+            self._left.add(site)
+            round = self._posted.round if self._posted else 0
+            self._say(Event("left", site, run_id, round, "withdrew from the run"))
+            self._changed.notify_all()
+
+    def arrived(self, site: str, run_id: str, round: int) -> None:
+        """A site's update is committed."""
+        with self._changed:
+            self._say(Event("arrived", site, run_id, round))
+
+    def stop(self, reason: str) -> None:
+        """Wake the engine with a reason to stop."""
+        with self._changed:
+            self._say(Event("stop", "", self._run_id, 0, reason))
+
+    def wake(self) -> None:
+        """Have the engine look again."""
+        with self._changed:
+            self._say(Event("wake", "", self._run_id, 0))
+
+    def next_event(self, timeout_s: float) -> Event | None:
+        """What happened next, or None after `timeout_s` seconds without anything."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._events, timeout_s)
+            return self._events.popleft() if self._events else None
+
+    def present(self) -> Sequence[str]:
+        """Sites that have called lately, by name."""
+        with self._changed:
+            return sorted(self._here())
+
+    def presences(self) -> Sequence[Presence]:
+        """Every site that has called or is asked; times are ages in seconds instead of moments."""
+        with self._changed:
+            now, late = self._clock(), self._late()
+            unseen = {site: Presence(site, "absent", now, now) for site in self._run_cards}
+            return [
+                replace(p, since=now - p.since, seen=now - p.seen, is_late=site in late)
+                for site, p in sorted((unseen | self._presence).items())
+            ]
+
+    def _here(self) -> set[str]:
+        now = self._clock()
+        return {p.site for p in self._presence.values() if now - p.seen < _GONE_AFTER_S}
+
+    def _late(self) -> set[str]:
+        posted = self._posted
+        if posted is None or posted.deadline_s is None:
+            return set()
+        if self._clock() - self._posted_at < posted.deadline_s:
+            return set()
+        return {s for s in posted.cards if self._is_asked(s, posted.run_id, posted.round)}
+
+    def _answer(self, site: str, run_id: str) -> Answer:
+        if run_id in self._outcomes:
+            return Answer("over", self._outcomes[run_id], run_id)
+        if not self._run_id:
+            return Answer("wait", self._why)
+        if site in self._left:
+            return Answer("over", "withdrawn", self._run_id)
+        if site not in self._run_cards:
+            return Answer("wait", "the run that is open is without you")
+        if run_id != self._run_id:
+            return Answer("run", self._run_cards[site])
+        posted = self._posted
+        if posted is not None and self._is_asked(site, run_id, posted.round):
+            return Answer("task", posted.cards[site])
+        return Answer("wait", "nothing to do for you yet")
+
+    def _is_asked(self, site: str, run_id: str, round: int) -> bool:
+        posted = self._posted
+        return (
+            posted is not None
+            and (posted.run_id, posted.round) == (run_id, round)
+            and site in posted.cards
+            and site not in self._failed | self._left
+            and not self._is_here(site, run_id, round)
+        )
+
+    def _seen(self, site: str) -> None:
+        now = self._clock()
+        known = self._presence.get(site)
+        if known is None or known.phase not in ("idle", "failed"):
+            known = Presence(site, "idle", now, now)
+        self._presence[site] = replace(known, seen=now)
+        if known.seen == now:
+            self._changed.notify_all()
+
+    def _say(self, event: Event) -> None:
+        self._events.append(event)
+        self._changed.notify_all()

@@ -1,0 +1,215 @@
+"""The server's side of every call: who asks, whether they may, and what they get.
+
+Design note: one function answers each call; `_answered` wraps them all, so that no call can forget
+to ask who is calling. Nothing here waits for the federation, and nothing here computes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import grpc
+
+from fedot.cards import ResultCard
+from fedot.errors import ProtocolError, WireError
+from fedot.transport import fedot_pb2 as pb
+from fedot.transport.audit_log import AuditLog
+from fedot.transport.authorize import Action, Asked, Authorizer
+from fedot.transport.board import Answer, Board
+from fedot.transport.members import Members, Peer
+from fedot.transport.metrics import Telemetry
+from fedot.transport.shelf import Shelf
+from fedot.transport.site_book import SiteBook
+from fedot.transport.upload import UploadStore
+
+__all__ = ["PROTOCOL", "Hub", "JobDesk", "Service"]
+
+logger = logging.getLogger(__name__)
+
+PROTOCOL = 1
+"""Raised when either side could no longer understand the other."""
+_LONGEST_WAIT_S = 60.0
+_PHASES = ("idle", "download", "train", "store", "upload", "failed")
+
+
+class JobDesk(Protocol):
+    """What the owner's calls are answered from; above this room."""
+
+    def submit(self, name: str, config_yaml: str, by: str) -> pb.Job:
+        """Queue a job."""
+        ...
+
+    def jobs(self) -> list[pb.Job]:
+        """All jobs, oldest first."""
+        ...
+
+    def show(self, job_id: str) -> pb.Job:
+        """One job, with everything about it."""
+        ...
+
+    def abort(self, job_id: str, by: str) -> pb.Job:
+        """Stop a job, or take it out of the queue."""
+        ...
+
+    def roll_back(self, job_id: str, round: int) -> pb.Job:
+        """Go back to the state after an earlier round."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """Everything that a server's calls are answered from."""
+
+    board: Board
+    uploads: UploadStore
+    shelf: Shelf
+    book: SiteBook
+    members: Members
+    authorizer: Authorizer
+    audit: AuditLog
+    telemetry: Telemetry
+    jobs: JobDesk
+
+
+class Service:
+    """The control calls of `fedot.proto`."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    def hello(self, request: pb.HelloRequest, peer: Peer) -> pb.HelloReply:
+        """Let a site in."""
+        if request.protocol != PROTOCOL:
+            raise WireError(
+                f"the site speaks protocol {request.protocol}, the server {PROTOCOL}; install the "
+                "same version of fedot on both sides."
+            )
+        if not request.dataset_id or len(request.dataset_id) > 200:
+            raise WireError("dataset_id must have 1 to 200 characters; see the site's policy.")
+        self._hub.book.declare(peer.name, request.dataset_id)
+        return pb.HelloReply(
+            site=peer.name,
+            role=peer.role,
+            certificate_days_left=self._hub.members.days_left(peer, datetime.now(UTC)),
+        )
+
+    def next(self, request: pb.NextRequest, peer: Peer) -> pb.NextReply:
+        """What a site shall do."""
+        wait_s = min(max(request.wait_s, 0.0), _LONGEST_WAIT_S)
+        return _next_reply(
+            self._hub.board.next_for(peer.name, request.run_id, wait_s, request.peek)
+        )
+
+    def report(self, request: pb.ReportRequest, peer: Peer) -> pb.ReportReply:
+        """What a site is doing."""
+        if request.phase not in _PHASES or len(request.reason) > 500:
+            raise WireError(f"phase must be one of {', '.join(_PHASES)}, its reason short.")
+        reason = "".join(c for c in request.reason if c.isprintable())
+        cancelled = self._hub.board.report(
+            peer.name, request.run_id, request.round, request.phase, reason
+        )
+        return pb.ReportReply(cancelled=cancelled)
+
+    def leave(self, request: pb.LeaveRequest, peer: Peer) -> pb.LeaveReply:
+        """Withdraw from a run for good."""
+        if not self._hub.board.is_in(peer.name, request.run_id):
+            raise ProtocolError(f"{peer.name} is not in run {request.run_id[:64]!r}.")
+        self._hub.book.withdraw(request.run_id, peer.name)
+        self._hub.board.leave(peer.name, request.run_id)
+        return pb.LeaveReply()
+
+    def create_upload(self, request: pb.CreateUploadRequest, peer: Peer) -> pb.UploadStatus:
+        """Say from where an upload goes on."""
+        binding = _own(request.binding, peer)
+        ResultCard.read(request.metadata_json)
+        if not self._hub.uploads.is_committed(binding.site, binding.run_id, binding.round):
+            self._refuse_unless_asked(binding)
+        state = self._hub.uploads.create(binding, request.size, request.metadata_json)
+        return _status(state)
+
+    def query_upload(self, request: pb.UploadRef, peer: Peer) -> pb.UploadStatus:
+        """Where an upload stands."""
+        return _status(self._hub.uploads.query(request.upload_id, _own(request.binding, peer)))
+
+    def commit_upload(self, request: pb.UploadRef, peer: Peer) -> pb.UploadStatus:
+        """Check an upload that is whole, and count it."""
+        binding = _own(request.binding, peer)
+        if not self._hub.uploads.is_committed(binding.site, binding.run_id, binding.round):
+            self._refuse_unless_asked(binding)
+        state = self._hub.uploads.commit(request.upload_id, binding)
+        self._hub.board.arrived(binding.site, binding.run_id, binding.round)
+        return _status(state)
+
+    def list_files(self, request: pb.FilesRequest, peer: Peer) -> pb.FilesReply:
+        """What is offered under a digest."""
+        self.refuse_unless_readable(request.binding, peer)
+        files = self._hub.shelf.files(request.binding.digest)
+        return pb.FilesReply(
+            files=[pb.File(name=f.name, size=f.size, sha256=f.sha256) for f in files]
+        )
+
+    def refuse_unless_readable(self, binding: pb.Binding, peer: Peer) -> None:
+        """A site reads what belongs to the run that it is in; an owner reads everything.
+
+        Raises:
+            ProtocolError: it is neither.
+        """
+        if peer.role == "owner":
+            return
+        _own(binding, peer)
+        if not self._hub.board.is_in(peer.name, binding.run_id):
+            raise ProtocolError(
+                f"{peer.name} is not in run {binding.run_id[:64]!r}; {self._hub.board.now()}. "
+                "Ask what comes next."
+            )
+        if not self._hub.board.offers(binding.run_id, binding.digest):
+            raise ProtocolError(
+                f"{binding.digest[:12]!r} belongs to no open round; {self._hub.board.now()}. "
+                "Ask what comes next."
+            )
+
+    def submit_job(self, request: pb.SubmitRequest, peer: Peer) -> pb.Job:
+        """Queue a job."""
+        return self._hub.jobs.submit(request.name, request.config_yaml, peer.name)
+
+    def list_jobs(self, request: pb.JobRef, peer: Peer) -> pb.JobList:
+        """All jobs."""
+        return pb.JobList(jobs=self._hub.jobs.jobs())
+
+    def show_job(self, request: pb.JobRef, peer: Peer) -> pb.Job:
+        """One job."""
+        return self._hub.jobs.show(request.job_id)
+
+    def abort_job(self, request: pb.JobRef, peer: Peer) -> pb.Job:
+        """Stop a job."""
+        return self._hub.jobs.abort(request.job_id, peer.name)
+
+    def roll_back(self, request: pb.RollBackRequest, peer: Peer) -> pb.Job:
+        """Go back to an earlier round."""
+        return self._hub.jobs.roll_back(request.job_id, request.round)
+
+    def _refuse_unless_asked(self, binding: pb.Binding) -> None:
+        board = self._hub.board
+        if not board.is_open(binding.site, binding.run_id, binding.round):
+            raise ProtocolError(
+                f"round {binding.round} is not asked of {binding.site}: it is closed, was given up "
+                f"or never was; {board.now()}. Ask what comes next; the update does not count."
+            )
+
+
+def _own(binding: pb.Binding, peer: Peer) -> pb.Binding:
+    """The binding, if it is the caller's own.
+
+    Raises:
+        ProtocolError: it names another site.
+    """
+    if binding.site != peer.name:
+        raise PermissionError(
+            f"the certificate is {peer.name}'s and the request names {binding.site[:64]!r}; a site "
+            "acts for itself only."
+        )
+    return binding

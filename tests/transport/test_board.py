@@ -1,0 +1,224 @@
+"""What sites are told, and what the engine hears, whatever the order of calls."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from fedot.transport.board import Board, Posted
+
+RUN, OTHER = "run-a", "run-b"
+BUNDLE, STATE = "b" * 64, "5" * 64
+
+
+class Clock:
+    """Seconds that pass only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def here() -> set[tuple[str, str, int]]:
+    """Updates that are committed."""
+    return set()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def board(here: set[tuple[str, str, int]], clock: Clock) -> Board:
+    return Board(lambda site, run, round: (site, run, round) in here, clock)
+
+
+def opened(board: Board, *sites: str, left: tuple[str, ...] = ()) -> None:
+    board.open_run(RUN, BUNDLE, {site: f"card of {site}" for site in sites}, left)
+
+
+def posted(board: Board, round: int, *sites: str) -> None:
+    board.post(Posted(RUN, round, STATE, {site: f"task {round} of {site}" for site in sites}))
+
+
+def told(board: Board, site: str, run_id: str = RUN) -> tuple[str, str]:
+    answer = board.next_for(site, run_id, 0)
+    return answer.what, answer.text
+
+
+def test_site_is_told_of_the_run_then_of_its_task_then_that_it_is_over(board: Board) -> None:
+    assert told(board, "a", "")[0] == "wait"
+    opened(board, "a", "b")
+    assert told(board, "a", "") == ("run", "card of a")
+    assert told(board, "a")[0] == "wait"
+    posted(board, 1, "a", "b")
+    assert told(board, "a") == ("task", "task 1 of a")
+    board.close_run(RUN, "done")
+    assert told(board, "a") == ("over", "done")
+
+
+def test_task_is_asked_again_until_its_update_is_committed(
+    board: Board, here: set[tuple[str, str, int]]
+) -> None:
+    opened(board, "a")
+    posted(board, 1, "a")
+    assert told(board, "a")[0] == told(board, "a")[0] == "task"
+    here.add(("a", RUN, 1))
+    assert told(board, "a")[0] == "wait"
+    posted(board, 2, "a")
+    assert told(board, "a") == ("task", "task 2 of a")
+
+
+def test_only_the_cohort_is_asked(board: Board) -> None:
+    opened(board, "a", "b")
+    posted(board, 1, "b")
+    assert told(board, "a")[0] == "wait"
+    assert not board.is_open("a", RUN, 1)
+    assert board.is_open("b", RUN, 1)
+    assert not board.is_open("b", RUN, 2)
+    assert not board.is_open("b", OTHER, 1)
+
+
+def test_site_that_is_in_another_run_is_told_of_this_one(board: Board) -> None:
+    opened(board, "a")
+    assert told(board, "a", OTHER) == ("run", "card of a")
+
+
+def test_stranger_to_the_run_waits(board: Board) -> None:
+    opened(board, "a")
+    assert told(board, "z", "")[0] == "wait"
+    assert not board.is_in("z", RUN)
+
+
+def test_who_left_is_out_for_good_also_after_a_restart(board: Board) -> None:
+    opened(board, "a", "b")
+    posted(board, 1, "a", "b")
+    board.leave("a", RUN)
+    event = board.next_event(0)
+    assert event is not None
+    assert (event.kind, event.site) == ("left", "a")
+    assert told(board, "a") == ("over", "withdrawn")
+    opened(board, "a", "b", left=("a",))
+    posted(board, 2, "a", "b")
+    assert told(board, "a") == ("over", "withdrawn")
+    assert not board.is_open("a", RUN, 2)
+
+
+def test_failure_is_heard_once_and_ends_the_site_s_part_in_the_round(board: Board) -> None:
+    opened(board, "a")
+    posted(board, 1, "a")
+    assert not board.report("a", RUN, 1, "failed", "no budget")
+    event = board.next_event(0)
+    assert event is not None
+    assert (event.kind, event.site, event.round, event.reason) == ("failed", "a", 1, "no budget")
+    assert board.report("a", RUN, 1, "failed", "no budget")
+    assert board.next_event(0) is None
+    assert told(board, "a")[0] == "wait"
+    posted(board, 2, "a")
+    assert told(board, "a")[0] == "task"
+
+
+def test_who_works_on_a_closed_round_is_told_to_stop(board: Board) -> None:
+    opened(board, "a")
+    posted(board, 1, "a")
+    assert not board.report("a", RUN, 1, "train")
+    board.retract()
+    assert board.report("a", RUN, 1, "train")
+
+
+def test_events_of_an_earlier_round_are_not_heard_in_the_next(board: Board) -> None:
+    opened(board, "a")
+    posted(board, 1, "a")
+    board.arrived("a", RUN, 1)
+    posted(board, 2, "a")
+    assert board.next_event(0) is None
+
+
+def test_reason_to_stop_is_heard_also_in_the_next_round(board: Board) -> None:
+    opened(board, "a")
+    board.stop("aborted")
+    posted(board, 1, "a")
+    event = board.next_event(0)
+    assert event is not None
+    assert (event.kind, event.reason) == ("stop", "aborted")
+
+
+def test_waiting_site_is_woken_by_a_task(board: Board) -> None:
+    opened(board, "a")
+    heard: list[str] = []
+    site = threading.Thread(target=lambda: heard.append(board.next_for("a", RUN, 60).what))
+    site.start()
+    posted(board, 1, "a")
+    site.join(30)
+    assert heard == ["task"]
+
+
+def test_phase_lasts_from_its_first_report(board: Board, clock: Clock) -> None:
+    opened(board, "a")
+    posted(board, 1, "a")
+    board.report("a", RUN, 1, "train")
+    clock.now += 7
+    board.report("a", RUN, 1, "train")
+    clock.now += 2
+    (presence,) = board.presences()
+    assert (presence.phase, presence.since, presence.seen) == ("train", 9, 2)
+
+
+def test_present_are_those_who_called_lately_and_not_those_who_only_look(
+    board: Board, clock: Clock
+) -> None:
+    told(board, "a", "")
+    board.next_for("b", "", 0, peek=True)
+    assert board.present() == ["a"]
+    clock.now += 3600
+    assert board.present() == []
+
+
+def test_only_what_belongs_to_the_open_run_is_offered(board: Board) -> None:
+    opened(board, "a")
+    assert board.offers(RUN, BUNDLE)
+    assert not board.offers(RUN, STATE)
+    assert not board.offers(RUN, "")
+    posted(board, 1, "a")
+    assert board.offers(RUN, STATE)
+    assert not board.offers(OTHER, BUNDLE)
+    board.retract()
+    assert not board.offers(RUN, STATE)
+
+
+def test_late_is_who_was_asked_and_has_not_answered_by_the_deadline(
+    board: Board, clock: Clock, here: set[tuple[str, str, int]]
+) -> None:
+    opened(board, "a", "b", "c")
+    board.post(Posted(RUN, 1, STATE, {"a": "", "b": ""}, deadline_s=10))
+    here.add(("a", RUN, 1))
+    clock.now += 9
+    assert not any(presence.is_late for presence in board.presences())
+    clock.now += 2
+    assert [p.site for p in board.presences() if p.is_late] == ["b"]
+    assert [p.phase for p in board.presences()] == ["absent"] * 3
+
+
+def test_server_can_wait_until_everybody_heard_of_the_end(board: Board, clock: Clock) -> None:
+    opened(board, "a", "b")
+    told(board, "a")
+    told(board, "b")
+    board.close_run(RUN, "done")
+    told(board, "a")
+    heard = threading.Event()
+
+    def wait() -> None:
+        board.wait_until_told(RUN, 60)
+        heard.set()
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    assert not heard.wait(0.05)
+    told(board, "b")
+    waiting.join(30)
+    assert heard.is_set()
