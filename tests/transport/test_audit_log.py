@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,29 @@ def test_a_removed_doubled_moved_or_added_line_is_seen(path: Path) -> None:
         path.write_bytes(b"".join(wrong))
         with pytest.raises(ConfigError, match="not what was written"):
             check_log(path)
+
+
+def test_a_line_with_a_hash_of_its_own_does_not_hide_what_stood_there(
+    path: Path, tmp_path: Path
+) -> None:
+    good = a_log(path)
+    # Somebody else's log has well-made lines of the same numbers.
+    other = a_log(tmp_path / "other.jsonl")
+    path.write_bytes(b"".join([*good[:3], other[3], *good[4:]]))
+    with pytest.raises(ConfigError, match="line 4"):
+        check_log(path)
+    # One who makes the whole line anew is seen at the next one.
+    body = json.loads(good[0])
+    body["facts"]["round"] = 9
+    path.write_bytes(_made_anew(body) + b"".join(good[1:]))
+    with pytest.raises(ConfigError, match="line 2"):
+        check_log(path)
+
+
+def _made_anew(body: dict[str, Any]) -> bytes:
+    del body["hash"]
+    text = json.dumps(body)
+    return f'{text[:-1]}, "hash": "{sha256(("0" * 64 + text).encode()).hexdigest()}"}}\n'.encode()
 
 
 def test_a_cut_end_shows_as_another_last_hash(path: Path) -> None:

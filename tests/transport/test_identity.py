@@ -302,6 +302,8 @@ def test_the_servers_certificate_changes_without_a_restart(home: Path, serve: Se
     now_shown = shown_by(port, home)
     write_durably(folder / "server.pem", key_pem(new_key()) + chain)
     assert shown_by(port, home) == now_shown
+    with pytest.raises(ConfigError, match="another key"):
+        server_credentials(folder)
 
 
 def split(path: Path) -> tuple[bytes, bytes]:
@@ -567,3 +569,9 @@ def test_a_certificate_with_no_or_several_names_is_nobodys() -> None:
         name_of(pem(issuer.root))
     with pytest.raises(ProtocolError, match="cannot be read"):
         name_of(b"nothing")
+
+
+def test_the_servers_certificate_cannot_stand_for_a_site(home: Path, serve: Serve) -> None:
+    key, chain = split(home / "pki" / "server.pem")
+    credentials = grpc.ssl_channel_credentials(kit_of(home).ca.encode(), key, chain)
+    assert refusal(serve(home / "pki"), credentials).code() == grpc.StatusCode.UNAVAILABLE

@@ -37,7 +37,7 @@ def members(tmp_path: Path) -> Members:
     members = Members.create(tmp_path / "members.json")
     key, ca_key = new_key(), new_key()
     authority = (new_authority(ca_key, "Owner", NOW), ca_key)
-    for name, days in (("hospital-a", 30), ("hospital-a", 60), ("hospital-b", 10)):
+    for name, days in (("hospital-a", 60), ("hospital-a", 30), ("hospital-b", 10)):
         with_key = key if name == "hospital-a" else new_key()
         pem = client_certificate(authority, with_key.public_key(), name, NOW, days)
         members.add(pem, "site", NOW)
