@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fedot.config_errors import explain
+from fedot.config_federation import FederationConfig, NetworkConfig, check_names, check_numbers
 from fedot.config_privacy import ClientLevelConfig, PrivacyConfig
 from fedot.config_section import Section
 from fedot.errors import ConfigError
@@ -26,6 +27,7 @@ __all__ = [
     "EvaluationConfig",
     "FederationConfig",
     "ModelConfig",
+    "NetworkConfig",
     "PayloadConfig",
     "PrivacyConfig",
     "Section",
@@ -53,7 +55,9 @@ class DataConfig(Section):
     """The data owners' records, and the owner's own text."""
 
     clients: dict[str, str] = Field(
-        min_length=1, description="client name: file (.jsonl .json .csv .parquet .txt)"
+        {},
+        description="client name: file (.jsonl .json .csv .parquet .txt); for simulations, over "
+        "the network sites have their own",
     )
     owner_text: str | None = Field(
         None, description="the model owner's own text: distils the emulator, measures general_gap"
@@ -78,12 +82,7 @@ class DataConfig(Section):
     @classmethod
     def _names_stay_inside(cls, clients: dict[str, str]) -> dict[str, str]:
         """A client's name is a folder in the run's own."""
-        for name in clients:
-            if not name.isprintable() or name[:1] in ("", ".") or {"/", "\\"} & set(name):
-                raise ValueError(
-                    f"data.clients has a client called {name!r}; a name must not be empty, start "
-                    "with a dot or hold a slash, for it becomes a folder. Rename it."
-                )
+        check_names(clients, "data.clients has a client")
         return clients
 
 
@@ -207,34 +206,6 @@ class PayloadConfig(Section):
         return self
 
 
-class FederationConfig(Section):
-    """Rounds and who takes part."""
-
-    rounds: int = Field(6, ge=1, description="exchanges between owner and clients")
-    cohort_size: int | None = Field(
-        None,
-        ge=1,
-        description="clients drawn uniformly each round (with client-level DP each by its own "
-        "coin, so many on average); null takes all",
-    )
-    server_learning_rate: float = Field(
-        1.0,
-        gt=0,
-        le=10,
-        description="the cohort's mean update is scaled by this; above 1 where clients differ. "
-        "With adam: how far a value moves in a round",
-    )
-    server_optimizer: Literal["sgd", "adam"] = Field(
-        "sgd", description="sgd adds the mean update; adam scales it by what came in all rounds"
-    )
-    aggregation: Literal["mean", "trimmed_mean"] = Field(
-        "mean", description="how updates become one: mean, or trimmed_mean against liars"
-    )
-    num_trimmed: int = Field(
-        0, ge=0, description="b: values dropped at each end of every coordinate (trimmed_mean)"
-    )
-
-
 class EvaluationConfig(Section):
     """The five quality numbers."""
 
@@ -259,26 +230,20 @@ class Config(Section):
     privacy: PrivacyConfig = PrivacyConfig()
     payload: PayloadConfig = PayloadConfig()
     federation: FederationConfig = FederationConfig()
+    network: NetworkConfig = NetworkConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     seed: int = Field(
         0, ge=0, lt=2**32, description="of everything but privacy noise, which is never seeded"
     )
 
+    @property
+    def client_names(self) -> tuple[str, ...]:
+        """All clients, ascending; of a network run its sites, none before they are settled."""
+        return tuple(sorted(self.data.clients or self.network.sites or ()))
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
-        num_clients = len(self.data.clients)
-        cohort = self.federation.cohort_size or num_clients
-        if cohort > num_clients:
-            raise ValueError(
-                f"federation.cohort_size is {cohort}; there are {num_clients} clients. "
-                "Lower it, or set it to null for all."
-            )
-        trimmed = self.federation.num_trimmed
-        if self.federation.aggregation == "trimmed_mean" and cohort <= 2 * trimmed:
-            raise ValueError(
-                f"federation.num_trimmed is {trimmed}; dropping {2 * trimmed} of {cohort} values "
-                "leaves none. It must be below half of the cohort."
-            )
+        check_numbers(self.federation, len(self.client_names))
         if self.privacy.protects_clients and self.federation.aggregation != "mean":
             raise ValueError(
                 f"privacy.unit is {self.privacy.unit} and federation.aggregation is "
@@ -290,12 +255,7 @@ class Config(Section):
         if strangers:
             raise ValueError(
                 f"data.policies has {strangers[0]}, which is no client; it must be one of "
-                f"{', '.join(self.data.clients)}."
-            )
-        if self.federation.aggregation == "mean" and trimmed:
-            raise ValueError(
-                f"federation.num_trimmed is {trimmed} but aggregation is mean, which trims "
-                "nothing. Set aggregation: trimmed_mean."
+                f"{', '.join(self.data.clients) or 'named in data.clients'}."
             )
         if self.emulator != "none" and (
             self.adapter.kind == "full" or self.adapter.blocks not in ("ends", "top")

@@ -15,7 +15,7 @@ from fedot.errors import ConfigError
 __all__ = ["commented_config"]
 
 _HEAD = """\
-# A fedot run. Every key but model.path and data.clients has a default, shown here.
+# A fedot run. Every key has a default, shown here, but model.path and, to simulate, data.clients.
 #   fedot simulate {name} --dry-run          what it would cost
 #   fedot simulate {name} --out runs/first   do it
 """
@@ -36,6 +36,8 @@ def commented_config(
         ConfigError: two files have the same name, or none was given.
     """
     clients = {path.stem: str(path) for path in data}
+    if not clients:
+        raise ConfigError("data.clients would be empty; name a file of records for every client.")
     if len(clients) < len(data):
         raise ConfigError("two data files have the same name; every client needs its own.")
     raw: dict[str, Any] = {

@@ -250,6 +250,8 @@ class Console:
 
 def _round_parts(metrics: Round) -> Iterable[str]:
     yield f"round {metrics.round:>3}" if metrics.round else "at first "
+    if metrics.rolled_back_to is not None:
+        yield f"back to round {metrics.rolled_back_to}"
     losses = {label: metrics.loss.get(name) for name, label in _LOSSES.items()}
     if not any(loss is not None for loss in losses.values()):
         losses = {"proxy loss": metrics.loss.get("proxy")}

@@ -5,6 +5,7 @@
     |-- BudgetError      a privacy budget does not allow it
     |-- WireError        bytes from a peer are not what they must be
     |-- ProtocolError    a message that is well formed but not allowed now
+    |   `-- RunStopped   somebody asked a run to stop; it can be resumed
     `-- TransportError   the other side cannot be reached
         `-- PeerTimeout  the other side stopped making progress
 
@@ -20,6 +21,7 @@ __all__ = [
     "BudgetError",
     "WireError",
     "ProtocolError",
+    "RunStopped",
     "TransportError",
     "PeerTimeout",
 ]
@@ -43,6 +45,10 @@ class WireError(FedotError):
 
 class ProtocolError(FedotError):
     """A peer or the journal was asked for something that does not follow from its state."""
+
+
+class RunStopped(ProtocolError):
+    """A run was asked to stop and did, between two steps; it can be resumed."""
 
 
 class TransportError(FedotError):

@@ -65,7 +65,10 @@ class RoundTask:
             client's noise and sampling ignore it.
         trains: what of the adapter trains; the rest stays as it is, and only this travels back.
         state_part: what of the adapter `state` holds; the rest never changes (LoRA's frozen A).
-        deadline_s: seconds a client may take, or None.
+        deadline_s: seconds that the round waits for its whole cohort, or None. It is the server's
+            business and does not travel.
+        quorum: updates that close the round after the deadline; with fewer it does not close. None
+            waits for everybody's answer. It does not travel either.
     """
 
     run_id: str
@@ -80,6 +83,7 @@ class RoundTask:
     trains: AdapterPart = "all"
     state_part: AdapterPart = "all"
     deadline_s: float | None = None
+    quorum: int | None = None
 
     @property
     def task_id(self) -> str:

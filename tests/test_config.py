@@ -94,7 +94,6 @@ def test_epsilon_zero_is_refused_with_the_way_to_train_without_privacy():
         ("data.held_out_ratio=0", "data.held_out_ratio"),
         ("data.held_out_ratio=1", "data.held_out_ratio"),
         ("data.max_tokens=7", "data.max_tokens"),
-        ("data.clients={}", "data.clients"),
         ("data.clients=[a.jsonl]", "data.clients"),
         ("training.batch_size=2.5", "training.batch_size"),
         ("training.learning_rate=0", "training.learning_rate"),
@@ -103,6 +102,10 @@ def test_epsilon_zero_is_refused_with_the_way_to_train_without_privacy():
         ("evaluation.ceiling_learning_rates=[.nan]", "evaluation.ceiling_learning_rates.0"),
         ("federation.rounds=0", "federation.rounds"),
         ("federation.cohort_size=0", "federation.cohort_size"),
+        ("federation.quorum=0", "federation.quorum"),
+        ("federation.deadline_s=0", "federation.deadline_s"),
+        ("network.wait_for=0", "network.wait_for"),
+        ("network.sites=a", "network.sites"),
         ("payload.chain=1", "payload.chain"),
         ("payload.bandwidth_mb_per_s=0", "payload.bandwidth_mb_per_s"),
         ("payload.error_feedback=maybe", "payload.error_feedback"),
@@ -131,6 +134,56 @@ def test_client_name_that_would_leave_the_run_folder_is_refused(name):
 def test_ordinary_client_name_is_taken(name):
     clients = {"clients": {name: "a.jsonl"}}
     assert config_from_dict(SMALLEST | {"data": clients}).data.clients == clients["clients"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("federation.quorum=4",), "federation.quorum is 4; a cohort has 3 clients"),
+        (
+            ("federation.quorum=3", "federation.cohort_size=2"),
+            "federation.quorum is 3; a cohort has 2 clients",
+        ),
+        (("federation.deadline_s=5",), "federation.quorum is not set"),
+        (
+            (
+                "federation.quorum=2",
+                "federation.aggregation=trimmed_mean",
+                "federation.num_trimmed=1",
+            ),
+            "It must be below half of federation.quorum",
+        ),
+        (("network.sites=[]",), "must name every site once"),
+        (("network.sites=[a, b, a]",), "must name every site once"),
+        (("network.sites=[../a]",), "network.sites has a site called '../a'"),
+        (("network.sites=[a, b]", "network.wait_for=3"), "network.wait_for is 3"),
+        (
+            ("data.clients={}", "network.sites=[a, b]", "federation.cohort_size=3"),
+            "federation.cohort_size is 3; there are 2 clients",
+        ),
+        (("data.clients={}", "data.policies={a: a.yaml}"), "data.policies has a"),
+    ],
+)
+def test_numbers_of_a_network_run_must_go_together(overrides, words):
+    if "data.clients={}" in overrides:
+        raw = SMALLEST | {"data": {}}
+        with pytest.raises(ConfigError) as caught:
+            config_from_dict(with_overrides(raw, overrides[1:]))
+        assert words in str(caught.value)
+    else:
+        assert words in refusal(*overrides)
+
+
+def test_without_clients_their_number_is_not_known_and_nothing_is_compared_with_it():
+    raw = with_overrides(
+        SMALLEST | {"data": {}},
+        ["federation.cohort_size=50", "federation.quorum=40", "federation.deadline_s=60"],
+    )
+    config = config_from_dict(raw)
+    assert config.client_names == ()
+    named = config_from_dict(with_overrides(SMALLEST | {"data": {}}, ["network.sites=[b, a]"]))
+    assert named.client_names == ("a", "b")
+    assert config_from_dict(SMALLEST).client_names == ("a", "b", "c")
 
 
 def test_cohort_larger_than_the_federation_is_refused():

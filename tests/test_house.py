@@ -47,6 +47,7 @@ FLOORS = {
     "cards": 0,
     "config": 0,
     "config_errors": 0,
+    "config_federation": 0,
     "config_privacy": 0,
     "config_section": 0,
     "config_text": 0,

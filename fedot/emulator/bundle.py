@@ -2,7 +2,8 @@
 
 A directory with an ordinary shallower checkpoint (plain `transformers` loads it), its tokenizer and
 `fedot-bundle.json`. Only safetensors and JSON are read, never code, and every file is checked
-against its digest before anything is loaded from it.
+against its digest before anything is loaded from it. The manifest has all digests, so whoever signs
+the manifest signs the bundle.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import file_digest
 from pathlib import Path
@@ -19,13 +20,23 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedot.errors import ConfigError, WireError
+from fedot.journal import sync_folder, write_durably
 from fedot.models.adapters import AdapterSpec, are_block_numbers
 from fedot.models.anatomy import load_model
 
-__all__ = ["Bundle", "read_bundle", "write_bundle"]
+__all__ = [
+    "Bundle",
+    "bundle_digest",
+    "read_bundle",
+    "signed_bytes",
+    "write_bundle",
+    "write_signature",
+]
 
 MANIFEST = "fedot-bundle.json"
 FORMAT_VERSION = 1
+# What is signed starts with it: a signature of anything else can never pass for a bundle's.
+_SIGNED_AS = b"fedot bundle\n"
 # A peer chose these names: nothing but plain weights, JSON and tokenizer text is ever opened.
 ALLOWED_SUFFIXES = {".safetensors", ".json", ".jinja", ".txt", ".model"}
 
@@ -40,6 +51,8 @@ class Bundle:
         adapter: what trains, in full-model coordinates.
         num_bytes: all files together.
         built: how the emulator was made, for people.
+        signature: of the manifest, by `write_signature`; None while it is not signed. Only
+            `read_bundle(..., verify=...)` has checked it.
     """
 
     folder: Path
@@ -47,6 +60,7 @@ class Bundle:
     adapter: AdapterSpec
     num_bytes: int
     built: Mapping[str, Any]
+    signature: bytes | None = None
 
     def load(self, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
         """The emulator (or the full model, where there is no emulator).
@@ -89,28 +103,67 @@ def write_bundle(
         "signature": None,
         "leakage_report": None,
     }
-    (draft / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    (draft / MANIFEST).write_bytes(_in_file(manifest))
+    for path in draft.iterdir():
+        _sync(path)
+    sync_folder(draft)
     os.replace(draft, folder)
+    sync_folder(folder.parent)
     return read_bundle(folder)
 
 
-def read_bundle(folder: Path) -> Bundle:
+def signed_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """What a signature of a manifest signs: its JSON in one way only, without the signature."""
+    unsigned = {**manifest, "signature": None}
+    text = json.dumps(unsigned, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return _SIGNED_AS + text.encode("ascii")
+
+
+def write_signature(folder: Path, sign: Callable[[bytes], bytes]) -> Bundle:
+    """Sign a bundle before it leaves; the manifest is replaced whole.
+
+    Args:
+        folder: of a bundle that `write_bundle` wrote or `read_bundle` checked.
+        sign: from a message to its signature.
+    """
+    manifest = _manifest(folder)
+    manifest["signature"] = sign(signed_bytes(manifest)).hex()
+    write_durably(folder / MANIFEST, _in_file(manifest))
+    return _bundle(folder, manifest)
+
+
+def bundle_digest(folder: Path) -> str:
+    """SHA-256 of the manifest, which has the digests of all other files: the bundle's identity."""
+    return _sha256(folder / MANIFEST)
+
+
+def read_bundle(folder: Path, verify: Callable[[bytes, bytes], None] | None = None) -> Bundle:
     """Check a bundle's files against its manifest.
+
+    Args:
+        folder: where it is.
+        verify: is called with what was signed and the signature, and raises if they do not belong
+            together. With it a bundle must be signed, and no other file is opened before.
 
     Raises:
         ConfigError: there is no bundle at `folder`.
-        WireError: a file is missing, unknown, of another kind, or not what its digest says.
+        WireError: it is not signed, or a file is missing, unknown, of another kind, or not what
+            its digest says. What `verify` raises goes through.
     """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"there is no bundle at {folder}: {MANIFEST} is missing.") from error
-    except (ValueError, RecursionError) as error:
-        raise WireError(f"{folder / MANIFEST} is not valid JSON; get the bundle again.") from error
-    version = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if version != FORMAT_VERSION:
-        raise WireError(f"bundle format is {version!r}; this fedot reads {FORMAT_VERSION}.")
+    manifest = _manifest(folder)
+    signature = _signature(folder, manifest)
+    if verify is not None:
+        if signature is None:
+            raise WireError(
+                f"bundle {folder} is not signed; it must have the model owner's signature. Ask "
+                "them for a signed one."
+            )
+        verify(signed_bytes(manifest), signature)
     _check_files(folder, manifest.get("files"))
+    return _bundle(folder, manifest)
+
+
+def _bundle(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
     try:
         layer_map, built = manifest["layer_map"], manifest["built"]
         adapter = AdapterSpec.from_json(manifest["adapter"])
@@ -129,7 +182,38 @@ def read_bundle(folder: Path) -> Bundle:
         adapter=adapter,
         num_bytes=sum(path.stat().st_size for path in folder.iterdir()),
         built=built,
+        signature=_signature(folder, manifest),
     )
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"there is no bundle at {folder}: {MANIFEST} is missing.") from error
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"{folder / MANIFEST} is not valid JSON; get the bundle again.") from error
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if version != FORMAT_VERSION:
+        raise WireError(f"bundle format is {version!r}; this fedot reads {FORMAT_VERSION}.")
+    found: dict[str, Any] = manifest
+    return found
+
+
+def _signature(folder: Path, manifest: Mapping[str, Any]) -> bytes | None:
+    held = manifest.get("signature")
+    if held is None:
+        return None
+    try:
+        return bytes.fromhex(held)
+    except (TypeError, ValueError) as error:
+        raise WireError(
+            f"{folder / MANIFEST}: the signature must be hex digits or null; get the bundle again."
+        ) from error
+
+
+def _in_file(manifest: Mapping[str, Any]) -> bytes:
+    return (json.dumps(manifest, indent=1) + "\n").encode()
 
 
 def _check_files(folder: Path, digests: Any) -> None:
@@ -145,6 +229,11 @@ def _check_files(folder: Path, digests: Any) -> None:
             raise WireError(f"bundle {folder}: {name} is no kind of file that a bundle may hold.")
         if _sha256(path) != digest:
             raise WireError(f"bundle {folder}: {name} differs from its digest; get it again.")
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _sha256(path: Path) -> str:

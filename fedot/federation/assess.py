@@ -66,11 +66,12 @@ def verdict(
         if minuend is not None and subtrahend is not None:
             gap, gap_se = difference(minuend, subtrahend)
             numbers[name], numbers[name + "_se"] = finite(gap), finite(gap_se)
+    reason = "emulator: none shares the full model; there is no copy to compare with."
     if copy is None:
-        reason = "emulator: none shares the full model; there is no copy to compare with."
-        notes.update(plug_in_advantage=reason, leak_margin=reason, general_gap=reason)
-    elif general is None:
-        notes["general_gap"] = "data.owner_text is not set; it is measured on the owner's text."
+        notes.update(plug_in_advantage=reason, leak_margin=reason)
+    if general is None:
+        no_text = "data.owner_text is not set; it is measured on the owner's text."
+        notes["general_gap"] = reason if copy is None else no_text
     return numbers, notes
 
 

@@ -1,16 +1,18 @@
-"""Who takes part in which round."""
+"""Who takes part in which round. No torch here, until a secret source draws."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from random import Random
+from typing import TYPE_CHECKING
 
 from fedot.config import Config
 from fedot.journal import Journal
-from fedot.privacy.noise import NoiseSource
-from fedot.privacy.sampling import poisson_batch
 from fedot.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from fedot.privacy.noise import NoiseSource
 
 __all__ = ["draw_cohorts", "most_rounds", "planned_rounds", "poisson_cohorts", "run_cohorts"]
 
@@ -46,6 +48,8 @@ def poisson_cohorts(
         sampling_prob: q in (0, 1].
         noise: a secret source: who knows a seed knows who takes part. Draw once a run and keep it.
     """
+    from fedot.privacy.sampling import poisson_batch
+
     names = sorted(clients)
     return tuple(
         tuple(names[row] for row in poisson_batch(len(names), sampling_prob, noise))

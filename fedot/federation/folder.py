@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import yaml
 
 from fedot.config import Config, to_yaml
 from fedot.errors import ConfigError
-from fedot.journal import Journal, write_durably
+from fedot.journal import Journal, sync_folder, write_durably
 from fedot.messages import digest_of
 
 __all__ = ["RunFolder", "check_out", "next_free", "open_run", "refuse_existing"]
@@ -93,20 +94,33 @@ def open_run(config: Config, out: Path, resume: bool) -> Iterator[RunFolder]:
         ConfigError: see `check_out`; or another process is at work in it.
     """
     check_out(config, out, resume)
-    out.mkdir(parents=True, exist_ok=resume)
+    if not resume:
+        _make_folder(config, out)
     with (out / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(f"another process is at work in {out}; wait for it.") from error
-        # First of all, since it is what makes a folder a run that can be resumed.
-        write_durably(out / CONFIG_FILE, to_yaml(config).encode())
         with Journal(out / JOURNAL_FILE) as journal:
             if journal.fact("run_id") is None:
-                journal.note("run_id", f"run-{uuid4().hex[:12]}")
+                # In this order: a run that has an id has everything else, whenever it is killed.
                 journal.note("inputs", _digests(config))
+                journal.note("run_id", f"run-{uuid4().hex[:12]}")
             _check_inputs(journal.fact("inputs"), _digests(config))
             yield RunFolder(out, journal, journal.fact("run_id"))
+
+
+def _make_folder(config: Config, out: Path) -> None:
+    """There with its config, which makes it a run that can be resumed, or not there at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.with_name(f".{out.name}.part")
+    draft.mkdir(exist_ok=True)
+    write_durably(draft / CONFIG_FILE, to_yaml(config).encode())
+    try:
+        os.rename(draft, out)
+    except OSError as error:
+        raise ConfigError(f"cannot make {out}: {error.strerror}. Name another --out.") from error
+    sync_folder(out.parent)
 
 
 def _digests(config: Config) -> dict[str, str]:

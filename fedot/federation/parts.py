@@ -1,11 +1,11 @@
-"""What a simulation starts from: model, tokenizer, every party's records.
+"""What a run starts from: model, tokenizer, the owner's text; in a simulation all records too.
 
 Everything that can be refused is refused here, before a run writes its first file.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -22,26 +22,22 @@ from fedot.models.anatomy import anatomy_of, load_model, load_tokenizer, pick_de
 from fedot.privacy.policy import Policy, load_policy
 from fedot.seeds import derive_seed
 
-__all__ = ["Parts", "load_parts", "pooled"]
+__all__ = ["OwnerParts", "Parts", "load_owner_parts", "load_parts", "pooled"]
 
 # Part of the owner's text that measures the general gap instead of distilling.
 _OWNER_HELD_OUT_RATIO = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """One simulation's inputs, checked.
+class OwnerParts:
+    """What the model owner has, checked.
 
     Attributes:
         model: the full model, on its device.
         kept: blocks of the full model that the bundle has, in order.
-        train: client name -> records to train on.
-        choose: all clients' records that may choose (never under DP).
-        report: all clients' records that the five numbers are measured on.
         owner_train: windows of the owner's text, to distil with; None without owner text.
         owner_held_out: windows to measure the general gap on.
         proxy: the owner's stand-in for the task; None without one.
-        policies: client name -> its data owner's policy, for those that have one.
     """
 
     model: PreTrainedModel
@@ -49,17 +45,48 @@ class Parts:
     device: str
     adapter: AdapterSpec
     kept: tuple[int, ...]
-    train: dict[str, Sequences]
-    choose: Sequences
-    report: Sequences
     owner_train: Sequences | None
     owner_held_out: Sequences | None
     proxy: Sequences | None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts(OwnerParts):
+    """One simulation's inputs: the owner's, and what only a simulation has in one place.
+
+    Attributes:
+        train: client name -> records to train on.
+        choose: all clients' records that may choose (never under DP).
+        report: all clients' records that the five numbers are measured on.
+        policies: client name -> its data owner's policy, for those that have one.
+    """
+
+    train: dict[str, Sequences]
+    choose: Sequences
+    report: Sequences
     policies: dict[str, Policy]
 
 
 def load_parts(config: Config) -> Parts:
-    """Load and check everything that a config names.
+    """Load and check everything that a simulation's config names.
+
+    Raises:
+        ConfigError: a file, the model or a number cannot be used as asked.
+    """
+    if not config.data.clients:
+        raise ConfigError(
+            "data.clients is empty; a simulation needs every client's file of records. Name them, "
+            "or run over the network with: fedot serve"
+        )
+    owner = load_owner_parts(config)
+    policies = _policies(config.data)
+    train, choose, report = _client_records(config, owner.tokenizer, policies)
+    known = {field.name: getattr(owner, field.name) for field in fields(owner)}
+    return Parts(**known, train=train, choose=choose, report=report, policies=policies)
+
+
+def load_owner_parts(config: Config) -> OwnerParts:
+    """Load and check what a config names of the owner's own.
 
     Raises:
         ConfigError: a file, the model or a number cannot be used as asked.
@@ -87,22 +114,16 @@ def load_parts(config: Config) -> Parts:
         targets=linear_names(model, blocks) if lora else (),
         seed=derive_seed(config.seed, "adapter"),
     )
-    policies = _policies(config.data)
-    train, choose, report = _client_records(config, tokenizer, policies)
     owner_train, owner_held_out, proxy = _owner_records(config, tokenizer)
-    return Parts(
+    return OwnerParts(
         model=model,
         tokenizer=tokenizer,
         device=device,
         adapter=spec,
         kept=kept,
-        train=train,
-        choose=choose,
-        report=report,
         owner_train=owner_train,
         owner_held_out=owner_held_out,
         proxy=proxy,
-        policies=policies,
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from fedot.aggregation.means import trimmed_mean
 from fedot.client.chains import update_chain
 from fedot.compression.codec import Step, TensorSpec, decode, encode, plan, spec_of
+from fedot.config import Config
 from fedot.engines.engine import Engine
 from fedot.errors import ProtocolError, WireError
 from fedot.journal import Journal
@@ -22,13 +23,17 @@ from fedot.models.adapters import part_names
 
 __all__ = [
     "Aggregate",
+    "Answers",
     "RoundOutcome",
     "State",
+    "answers_of",
     "collect",
+    "fewest_updates",
     "from_journal",
     "next_state",
     "part_of",
     "plain_aggregate",
+    "settle",
     "to_journal",
 ]
 
@@ -43,6 +48,19 @@ _JOURNAL_CHAIN = plan(Step("float32", {}), Step("deflate", {"level": 1}))
 Aggregate = Callable[[State, Sequence[State]], tuple[State, dict[str, Any]]]
 """From what trains (before the round) and all updates of it to one change, float64, and to what
 else is told in the round's line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Who answered a round, once and for all: what comes later does not count.
+
+    Attributes:
+        clients: whose updates are in.
+        failed: by name, why the others have none.
+    """
+
+    clients: tuple[str, ...]
+    failed: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +89,7 @@ def collect(
     Updates that the journal already holds (from before a restart) are not asked for again.
 
     Returns:
-        Why clients failed, by name.
+        Why members of the cohort have no update, by name.
     """
     have = {update.client for update in journal.received(task.round)}
     missing = [name for name in cohort if name not in have]
@@ -85,7 +103,56 @@ def collect(
                 failed[result.client] = reason
         done = len(cohort) - len(missing) + missing.index(result.client) + 1
         progress(f"round {task.round}", done, len(cohort))
-    return failed
+    have = {update.client for update in journal.received(task.round)}
+    silent = "did not answer before the round closed"
+    return {name: failed.get(name, silent) for name in cohort if name not in have}
+
+
+def fewest_updates(config: Config, num_drawn: int) -> int:
+    """How many updates a round needs; noise at the server can do without any.
+
+    Args:
+        config: quorum, rule and privacy.
+        num_drawn: size of the cohort; Poisson cohorts may be smaller than a quorum.
+    """
+    federation = config.federation
+    quorum = min(federation.quorum or 0, num_drawn)
+    if config.privacy.protects_clients:
+        return quorum
+    return max(quorum, 2 * federation.num_trimmed + 1)
+
+
+def settle(
+    journal: Journal, task: RoundTask, cohort: Sequence[str], failed: Mapping[str, str], fewest: int
+) -> Answers:
+    """Write down whose updates a round is made of, before anything is computed from them.
+
+    A restart aggregates the same updates, whoever could answer by then.
+
+    Raises:
+        ProtocolError: fewer than `fewest` updates are in; nothing is settled, and a resumed run
+            asks again.
+    """
+    clients = [u.client for u in journal.received(task.round) if u.client in cohort]
+    if len(clients) < fewest:
+        reason = next(iter(failed.values()), "nobody was drawn")
+        got = f"{len(clients)} updates" if clients else "no update"
+        raise ProtocolError(
+            f"round {task.round} got {got}; it needs {fewest}. Put right what is wrong and resume "
+            f"the run. First reason: {reason}"
+        )
+    journal.note(_answers_key(task), {"clients": clients, "failed": dict(failed)})
+    return Answers(tuple(clients), failed)
+
+
+def answers_of(journal: Journal, task: RoundTask) -> Answers | None:
+    """What `settle` wrote, or None before that."""
+    held = journal.fact(_answers_key(task))
+    return None if held is None else Answers(tuple(held["clients"]), held["failed"])
+
+
+def _answers_key(task: RoundTask) -> str:
+    return f"answers/{task.round}"
 
 
 def next_state(
@@ -93,7 +160,7 @@ def next_state(
     task: RoundTask,
     before: State,
     cohort: Sequence[str],
-    failed: Mapping[str, str],
+    answers: Answers,
     aggregate: Aggregate,
     step: Callable[[State], State],
 ) -> RoundOutcome:
@@ -104,14 +171,14 @@ def next_state(
         task: the round's.
         before: the adapter's state.
         cohort: who was asked.
-        failed: who did not answer, and why.
+        answers: whose updates count.
         aggregate: makes one change of the updates of what trains; see `Aggregate`.
         step: the server optimizer's, from that change to what is added to the state.
 
     Raises:
         ProtocolError: too few updates for the rule.
     """
-    received = journal.received(task.round)
+    received = [u for u in journal.received(task.round) if u.client in answers.clients]
     part = part_of(before, task.trains)
     chain, expected = update_chain(task.payload), spec_of(part)
     payloads = [journal.payload(update.digest) for update in received]
@@ -126,7 +193,7 @@ def next_state(
     metrics = {
         "round": task.round,
         "cohort": list(cohort),
-        "failed": dict(failed),
+        "failed": dict(answers.failed),
         "sent_bytes": sum(map(len, payloads)),
         "received_bytes": len(task.state) * len(cohort),
         "float32_bytes": bytes_after["float32"],
@@ -141,20 +208,13 @@ def next_state(
     return RoundOutcome(state, metrics)
 
 
-def plain_aggregate(round: int, num_trimmed: int, failed: Mapping[str, str]) -> Aggregate:
+def plain_aggregate(num_trimmed: int) -> Aggregate:
     """Mean or trimmed mean, without noise.
 
     It raises:
         ProtocolError: too few updates for the rule.
     """
-
-    def aggregate(part: State, updates: Sequence[State]) -> tuple[State, dict[str, Any]]:
-        if not updates:
-            reason = next(iter(failed.values()), "nobody answered")
-            raise ProtocolError(f"round {round} got no update. First reason: {reason}")
-        return trimmed_mean(updates, num_trimmed), {}
-
-    return aggregate
+    return lambda part, updates: (trimmed_mean(updates, num_trimmed), {})
 
 
 def part_of(state: State, part: AdapterPart) -> State:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fedot.compression.codec import spec_of
 from fedot.config import ClientLevelConfig, Config
+from fedot.federation.roll_back import origin
 from fedot.federation.rounds import Aggregate, State, from_journal, to_journal
 from fedot.journal import Journal
 from fedot.messages import RoundTask
@@ -42,7 +43,7 @@ DATASET_ID = "federation"
 
 def sampling_prob_of(config: Config) -> float:
     """With which probability a client is in a cohort."""
-    num_clients = len(config.data.clients)
+    num_clients = len(config.client_names)
     return (config.federation.cohort_size or num_clients) / num_clients
 
 
@@ -88,7 +89,7 @@ class ServerNoise:
         """The run's mechanism; None where the server adds no noise."""
         if not config.privacy.protects_clients:
             return None
-        num_clients = len(config.data.clients)
+        num_clients = len(config.client_names)
         return ServerNoise(
             settings=config.privacy.client_level,
             event=client_event(config),
@@ -144,7 +145,7 @@ class ServerNoise:
         return {name: tensor.double() for name, tensor in change.items()}, told
 
     def _clip_norm(self, journal: Journal, round: int) -> float:
-        before = journal.fact(f"noised/{round - 1}")
+        before = journal.fact(f"noised/{origin(journal, round - 1)}")
         return float(before["next_clip_norm"]) if before else self.settings.l2_clip_norm
 
     def _noised(

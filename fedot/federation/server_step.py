@@ -11,6 +11,7 @@ from collections.abc import Callable
 from fedot.aggregation.server_optimizers import Moments, adam_step
 from fedot.compression.codec import TensorSpec
 from fedot.config import Config
+from fedot.federation.roll_back import origin
 from fedot.federation.rounds import State, from_journal, to_journal
 from fedot.journal import Journal
 
@@ -40,7 +41,7 @@ def server_step(journal: Journal, config: Config, round: int) -> Callable[[State
 
 
 def _before(journal: Journal, round: int) -> Moments:
-    held = journal.fact(f"moments/{round - 1}")
+    held = journal.fact(f"moments/{origin(journal, round - 1)}")
     if held is None:
         return Moments.none()
     expected = {n: TensorSpec(tuple(shape), "float32") for n, shape in held["shapes"].items()}

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from fedot.config import Config, EmulatorConfig
 from fedot.emulator.distill import distill
-from fedot.federation.parts import Parts
+from fedot.federation.parts import OwnerParts
 from fedot.messages import Progress
 from fedot.models.anatomy import shallower
 from fedot.seeds import derive_seed
@@ -15,7 +15,7 @@ from fedot.seeds import derive_seed
 __all__ = ["student_of"]
 
 
-def student_of(config: Config, parts: Parts, progress: Progress) -> PreTrainedModel:
+def student_of(config: Config, parts: OwnerParts, progress: Progress) -> PreTrainedModel:
     """A copy of the kept blocks, its middle distilled; every block with `emulator: none`.
 
     Args:

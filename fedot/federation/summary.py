@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 from fedot.client.chains import feeds_back, state_chain, update_chain
 from fedot.compression.codec import text_of
 from fedot.config import Config, PayloadConfig
-from fedot.emulator.bundle import Bundle
-from fedot.evaluation.quality import Quality
 from fedot.federation.assess import summaries, verdict
-from fedot.federation.parts import Parts
 from fedot.federation.server_noise import DATASET_ID
+from fedot.federation.whole_run import Outcome
 from fedot.journal import Journal
 from fedot.privacy.accounting import (
     NEIGHBOURING,
@@ -25,7 +23,7 @@ from fedot.privacy.accounting import (
 )
 from fedot.privacy.ledger import Ledger
 
-__all__ = ["summarize"]
+__all__ = ["ledger_privacy", "reported_privacy", "summarize"]
 
 _ASSUMES = "The server is trusted with the updates; anybody may know who takes part."
 _ASSUMES_SECRET_COHORTS = (
@@ -37,24 +35,34 @@ _PACKAGES = ("torch", "transformers", "peft", "opacus", "dp-accounting", "numpy"
 
 def summarize(
     config: Config,
-    parts: Parts,
-    bundle: Bundle,
+    outcome: Outcome,
     journal: Journal,
-    ledgers: Mapping[str, Ledger],
+    privacy: Mapping[str, Any],
     server_ledger: Ledger | None,
-    five: Mapping[str, Quality | None],
-    general: tuple[Quality, Quality] | None,
+    notes_of_kind: Mapping[str, str],
     name: str,
 ) -> dict[str, Any]:
-    """Everything about a finished run, ready for JSON; only `seconds` differs between machines."""
-    quality, broken = summaries(five)
-    numbers, notes = verdict(five, general)
+    """Everything about a finished run, ready for JSON; only `seconds` differs between machines.
+
+    Args:
+        config: the run's, with what was settled.
+        outcome: what it made.
+        journal: of the run.
+        privacy: `ledger_privacy` or `reported_privacy`.
+        server_ledger: of noise at the server; None without.
+        notes_of_kind: what a reader has to know of a simulation, or of a run over the network; they
+            stand in place of the verdict's own.
+        name: of the run.
+    """
+    bundle, (quality, broken) = outcome.bundle, summaries(outcome.five)
+    numbers, notes = verdict(outcome.five, outcome.general)
+    notes.update(notes_of_kind)
     notes.update(broken)
     metrics = [line for line in journal.metrics() if line["round"] > 0]
     best = journal.fact("best_round")
     ceiling = journal.fact("ceiling")
     notes.update(_privacy_notes(config, best))
-    notes.update(_run_notes(config, parts, journal))
+    notes.update(_run_notes(config, journal))
     shared = config.emulator == "none"
     return {
         "name": name,
@@ -63,21 +71,21 @@ def summarize(
         **numbers,
         "notes": notes,
         "privacy": {
-            **_privacy(config, ledgers),
+            **privacy,
             "client_level": _client_level(config, server_ledger, metrics),
         },
         "wire": {**_wire(metrics), **_chains(config.payload), "bundle_bytes": bundle.num_bytes},
         "ceiling": ceiling,
         "rounds": len(metrics),
         "best_round": best,
-        "clients": len(config.data.clients),
+        "clients": len(config.client_names),
         "failures": sum(len(line["failed"]) for line in metrics),
         "adapter": {
             "kind": bundle.adapter.kind,
             "parameters": journal.fact("adapter_parameters"),
             "blocks": list(bundle.adapter.blocks),
         },
-        "emulator": None if shared else {"kept": list(parts.kept), **journal.fact("sizes")},
+        "emulator": None if shared else {"kept": list(bundle.layer_map), **journal.fact("sizes")},
         "seed": config.seed,
         "seconds": journal.fact("seconds"),
         "versions": {
@@ -88,15 +96,9 @@ def summarize(
     }
 
 
-def _run_notes(config: Config, parts: Parts, journal: Journal) -> dict[str, str]:
+def _run_notes(config: Config, journal: Journal) -> dict[str, str]:
     """What a reader of the numbers has to know."""
     notes = {}
-    silent = [name for name, policy in parts.policies.items() if not policy.metrics_may_leave]
-    if silent:
-        notes["measured"] = (
-            f"held-out records of {', '.join(silent)} are in no loss: their policies keep metrics "
-            "at home."
-        )
     payload = journal.fact("payload")
     if payload["reason"]:
         notes["chain"] = payload["reason"]
@@ -109,8 +111,8 @@ def _run_notes(config: Config, parts: Parts, journal: Journal) -> dict[str, str]
     return notes
 
 
-def _privacy(config: Config, ledgers: Mapping[str, Ledger]) -> dict[str, Any]:
-    """What the ledgers say: a round whose update was refused is spent all the same."""
+def ledger_privacy(config: Config, ledgers: Mapping[str, Ledger]) -> dict[str, Any]:
+    """What clients' ledgers say: a round whose update was refused is spent all the same."""
     private = config.privacy.protects_records
     delta = config.privacy.delta
     events = {name: ledgers[name].entries() for name in sorted(ledgers) if private}
@@ -136,6 +138,20 @@ def _privacy(config: Config, ledgers: Mapping[str, Ledger]) -> dict[str, Any]:
     }
 
 
+def reported_privacy(config: Config, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What sites said with their last updates: the server has no client's ledger."""
+    said: dict[str, float] = {}
+    for line in metrics:
+        said.update(line.get("epsilon", {}))
+    known = {
+        "epsilon": {name: said[name] for name in sorted(said)},
+        "epsilon_rdp": None,
+        "noise_multiplier": None,
+        "reported_by_sites": True,
+    }
+    return ledger_privacy(config, {}) | (known if config.privacy.protects_records else {})
+
+
 def _client_level(
     config: Config, ledger: Ledger | None, metrics: list[dict[str, Any]]
 ) -> dict[str, Any] | None:
@@ -144,6 +160,7 @@ def _client_level(
         return None
     settings, entries = config.privacy.client_level, ledger.entries()
     event = entries[0].event
+    told = [line["client_level"] for line in metrics if "client_level" in line]
     return {
         "epsilon": ledger.epsilon(DATASET_ID, settings.delta),
         "target_epsilon": settings.target_epsilon,
@@ -151,8 +168,8 @@ def _client_level(
         "neighbouring": NEIGHBOURING_CLIENTS,
         "noise_multiplier": event.noise_multiplier,
         "sampling_prob": event.sampling_prob,
-        "expected_cohort_size": config.federation.cohort_size or len(config.data.clients),
-        "l2_clip_norm": metrics[-1]["client_level"]["l2_clip_norm"],
+        "expected_cohort_size": config.federation.cohort_size or len(config.client_names),
+        "l2_clip_norm": told[-1]["l2_clip_norm"],
         "adaptive": settings.adaptive,
         "assumes": _ASSUMES_SECRET_COHORTS if settings.amplification else _ASSUMES,
     }
@@ -181,10 +198,12 @@ def _chains(payload: PayloadConfig) -> dict[str, Any]:
 def _privacy_notes(config: Config, best: int) -> dict[str, str]:
     if config.privacy.unit == "none":
         return {"privacy": "privacy.unit is none: nothing bounds what an update tells."}
-    notes = {
-        "held_out": "losses on clients' held-out records exist in a simulation only; they are not "
-        "covered by epsilon and chose nothing."
-    }
+    notes = {}
+    if config.data.clients:
+        notes["held_out"] = (
+            "losses on clients' held-out records exist in a simulation only; they are not covered "
+            "by epsilon and chose nothing."
+        )
     if config.data.proxy is None:
         notes["best_round"] = (
             f"the last round ({best}) is kept as the best: choosing by clients' records would be a "

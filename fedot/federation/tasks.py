@@ -41,6 +41,8 @@ def round_task(
         seed=config.seed,
         trains=trained_part(config.adapter, round),
         state_part=travels,
+        deadline_s=config.federation.deadline_s,
+        quorum=config.federation.quorum,
     )
 
 

@@ -99,6 +99,7 @@ def render(files: RunFiles, audit: Audit | None = None) -> str:
             audit=audit_section(audit) if audit is not None else None,
             NUMBERS=NUMBERS,
             LABELS=wording.LABELS,
+            measured_on=wording.MEASURED_ON[summary.measured_on],
             meaning_of=wording.meaning_of,
             f=formats,
         )
@@ -146,19 +147,26 @@ def _loss(files: RunFiles) -> Picture:
     return _picture(
         "Loss by round",
         svg,
-        _loss_caption(series, with_levels=bool(zero_shot or full_tuned)),
+        _loss_caption(files, series, with_levels=bool(zero_shot or full_tuned)),
         f"No loss was measured during the rounds. {wording.absent(files.summary, 'loss')}",
     )
 
 
-def _loss_caption(series: dict[str, list[tuple[int, float]]], *, with_levels: bool) -> str:
-    words = []
+def _loss_caption(
+    files: RunFiles, series: dict[str, list[tuple[int, float]]], *, with_levels: bool
+) -> str:
+    words, where = [], wording.MEASURED_ON[files.summary.measured_on]
     if series["plug_in"] or series["emulator"]:
-        words.append("Measured on held-out records.")
+        words.append(f"Measured on {where}.")
     if with_levels:
-        words.append("Grey lines: the full model by itself, on held-out records.")
-    if series["proxy"]:
+        words.append(f"Grey lines: the full model by itself, on {where}.")
+    if series["proxy"] and files.summary.measured_on == "records":
         words.append("The owner's proxy text is other text: compare slopes, not heights.")
+    elif series["proxy"]:
+        words.append("Rounds are measured on one half of the proxy set, grey lines on the other.")
+    back = [r.round for r in files.rounds if r.rolled_back_to is not None]
+    if back:
+        words.append(f"Rolled back in round {', '.join(map(str, back))}.")
     return " ".join(words)
 
 

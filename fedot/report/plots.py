@@ -45,7 +45,7 @@ MOST_CLIENTS = 40
 _SERIES = {
     "plug_in": ("plug-in", PLUG_IN, "-"),
     "emulator": ("emulator tuned", EMULATOR, "-"),
-    "proxy": ("emulator, owner's proxy text", PROXY, "--"),
+    "proxy": ("plug-in, owner's proxy text", PROXY, "--"),
 }
 _COLOURS = {
     "emulator_zero_shot": EMULATOR,

@@ -72,7 +72,11 @@ class ClientLevel(Part):
 
 
 class Privacy(Part):
-    """What was promised and what was spent, by client."""
+    """What was promised and what was spent, by client.
+
+    Attributes:
+        reported_by_sites: epsilon is what sites said, each over all runs on its data set.
+    """
 
     unit: Literal["none", "example", "client", "both"]
     delta: Number = None
@@ -81,6 +85,7 @@ class Privacy(Part):
     noise_multiplier: dict[Text, Number] | None = None
     neighbouring: Text | None = None
     client_level: ClientLevel | None = None
+    reported_by_sites: bool = False
 
     @property
     def spent(self) -> dict[str, float]:
@@ -119,10 +124,16 @@ class Emulator(Part):
 
 
 class Summary(Part):
-    """`summary.json`."""
+    """`summary.json`.
+
+    Attributes:
+        measured_on: what the five numbers are about: clients' held-out `records` (a simulation),
+            the owner's `proxy` set, or `nothing`.
+    """
 
     name: Text = "run"
     fedot_version: Text = ""
+    measured_on: Literal["records", "proxy", "nothing"] = "records"
     quality: dict[str, Quality | None] = {}
     recovery: Number = None
     plug_in_advantage: Number = None
@@ -147,9 +158,14 @@ class Summary(Part):
 
 
 class Round(Part):
-    """One line of `metrics.jsonl`; round 0 is before training."""
+    """One line of `metrics.jsonl`; round 0 is before training.
+
+    Attributes:
+        rolled_back_to: nobody trained; the state of that round became the run's again.
+    """
 
     round: Count
+    rolled_back_to: Count | None = None
     cohort: list[Text] = []
     failed: dict[Text, Text] = {}
     loss: dict[str, Number] = {}

@@ -15,6 +15,7 @@ from fedot.report.run_files import Quality, Summary
 
 __all__ = [
     "LABELS",
+    "MEASURED_ON",
     "KeyNumber",
     "absent",
     "alerts",
@@ -34,6 +35,13 @@ LABELS = {
     "plug_in": "plug-in",
     "full_tuned": "full tuned",
 }
+
+MEASURED_ON = {
+    "records": "held-out records",
+    "proxy": "the model owner's proxy set",
+    "nothing": "nothing (there was no proxy set)",
+}
+"""What losses are about, by `Summary.measured_on`."""
 
 _MEANINGS = {
     "emulator_zero_shot": "what data owners receive",
@@ -284,7 +292,8 @@ def _client_level_spent(summary: Summary) -> float | None:
 def _overspent(summary: Summary) -> str:
     target = summary.privacy.target_epsilon
     over = [name for name, spent in summary.privacy.spent.items() if target and spent > target]
-    if not over:
+    # What a site reports is over all runs on its data set; the target is this run's.
+    if not over or summary.privacy.reported_by_sites:
         return ""
     return f"{counted(len(over), 'client').capitalize()} spent more than the target epsilon."
 

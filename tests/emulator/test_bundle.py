@@ -10,11 +10,19 @@ from hashlib import sha256
 
 import pytest
 import torch
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fedot.emulator.bundle import read_bundle, write_bundle
+from fedot.emulator.bundle import (
+    bundle_digest,
+    read_bundle,
+    signed_bytes,
+    write_bundle,
+    write_signature,
+)
 from fedot.errors import ConfigError, WireError
 from fedot.models.adapters import AdapterSpec, attach
 from fedot.models.anatomy import load_model, shallower
@@ -256,3 +264,104 @@ def test_half_written_bundle_is_never_at_its_place(tmp_path, tiny_llama, tiny_to
     bundle = write_bundle(place, tiny_llama, tiny_tokenizer, full, SPEC, {})
     assert list(tmp_path.iterdir()) == [place]
     assert read_bundle(place) == bundle
+
+
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+
+
+def verify(message, signature):
+    KEY.public_key().verify(signature, message)
+
+
+@pytest.fixture
+def signed(folder):
+    write_signature(folder, KEY.sign)
+    return folder
+
+
+def test_signed_bundle_is_verified_and_says_so(signed):
+    bundle = read_bundle(signed, verify)
+    assert bundle == read_bundle(signed)
+    assert bundle.signature == KEY.sign(signed_bytes(json.loads((signed / MANIFEST).read_text())))
+
+
+def test_signature_changes_the_digest_and_nothing_that_was_signed(folder):
+    before, unsigned = bundle_digest(folder), (folder / MANIFEST).read_bytes()
+    assert before == sha256(unsigned).hexdigest()
+    bundle = write_signature(folder, KEY.sign)
+    assert bundle == read_bundle(folder)
+    assert bundle_digest(folder) != before
+    manifest = json.loads((folder / MANIFEST).read_text())
+    assert signed_bytes(manifest) == signed_bytes(json.loads(unsigned))
+
+
+def test_signed_bytes_are_the_same_however_the_manifest_is_laid_out():
+    one = {"b": [1, 2], "a": {"d": "\u00fc", "c": None}, "signature": None}
+    other = {"signature": "00", "a": {"c": None, "d": "\u00fc"}, "b": [1, 2]}
+    assert signed_bytes(one) == signed_bytes(other)
+    assert signed_bytes(one) == (
+        b'fedot bundle\n{"a":{"c":null,"d":"\\u00fc"},"b":[1,2],"signature":null}'
+    )
+
+
+def unread(folder):
+    """Make every file but the manifest fail if it is opened, whoever asks."""
+    for path in folder.iterdir():
+        if path.name != MANIFEST:
+            path.unlink()
+            os.mkfifo(path)
+
+
+def test_unsigned_bundle_is_refused_before_any_other_file_is_opened(folder):
+    unread(folder)
+    with pytest.raises(WireError, match="is not signed"):
+        read_bundle(folder, verify)
+
+
+def test_another_key_is_refused_before_any_other_file_is_opened(folder):
+    write_signature(folder, Ed25519PrivateKey.generate().sign)
+    unread(folder)
+    with pytest.raises(InvalidSignature):
+        read_bundle(folder, verify)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m["files"].update({"config.json": "0" * 64}),
+        lambda m: m["files"].pop("config.json"),
+        lambda m: m["adapter"].update(rank=3),
+        lambda m: m.update(layer_map=[0, 1, 3]),
+        lambda m: m.update(built={"method": "another"}),
+        lambda m: m.update(leakage_report={"margin": 9}),
+        lambda m: m.update(more=1),
+    ],
+)
+def test_any_change_of_a_signed_manifest_is_refused(signed, change):
+    spoil(signed, change)
+    unread(signed)
+    with pytest.raises(InvalidSignature):
+        read_bundle(signed, verify)
+
+
+@given(bit=st.integers(0, 511))
+@settings(
+    max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+def test_any_flipped_bit_of_a_signature_is_refused(signed, bit):
+    whole = (signed / MANIFEST).read_bytes()
+    held = bytearray.fromhex(json.loads(whole)["signature"])
+    held[bit // 8] ^= 1 << bit % 8
+    spoil(signed, lambda manifest: manifest.update(signature=held.hex()))
+    try:
+        with pytest.raises(InvalidSignature):
+            read_bundle(signed, verify)
+    finally:
+        (signed / MANIFEST).write_bytes(whole)
+
+
+@pytest.mark.parametrize("signature", ["no hex", 7, [], {"a": 1}, True])
+def test_signature_of_another_kind_is_refused(signed, signature):
+    spoil(signed, lambda manifest: manifest.update(signature=signature))
+    with pytest.raises(WireError, match="must be hex digits or null"):
+        read_bundle(signed)

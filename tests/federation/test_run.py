@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from fedot.client.outbox import Stored
 from fedot.config import Config, config_from_dict, with_overrides
 from fedot.errors import ConfigError, ProtocolError
-from fedot.federation import run as run_module
+from fedot.federation.finals import best_round
 from fedot.federation.run import simulate
 from fedot.journal import Journal
 from fedot.models.adapters import load_adapter
@@ -197,10 +197,10 @@ def test_best_round_is_never_chosen_by_private_records(
         {"round": 2, "loss": {"plug_in": 2.0, "proxy": 1.0}},
         {"round": 3, "loss": {"plug_in": 3.0, "proxy": 2.0}},
     ]
-    assert run_module._best_round(config, rounds) == 3
+    assert best_round(config, rounds) == 3
     with_proxy = config_with(tiny_config, "privacy.unit=example")
-    assert run_module._best_round(with_proxy, rounds) == 2
-    assert run_module._best_round(config_from_dict(tiny_config), rounds) == 1
+    assert best_round(with_proxy, rounds) == 2
+    assert best_round(config_from_dict(tiny_config), rounds) == 1
 
 
 def test_a_broken_update_is_refused_and_the_round_goes_on(
@@ -240,6 +240,14 @@ def test_round_without_updates_ends_the_run_with_the_reason(
     monkeypatch.setattr(local, "run_round", refuse)
     with pytest.raises(ProtocolError, match="nothing left"):
         simulate(config_from_dict(tiny_config), out)
+
+
+def test_simulation_without_clients_is_refused_before_anything_is_written(
+    tiny_config: dict[str, Any], out: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"data\.clients is empty"):
+        simulate(config_with(tiny_config, "data.clients={}"), out)
+    assert not out.exists()
 
 
 def test_data_that_changed_between_stop_and_resume_is_refused(
