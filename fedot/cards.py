@@ -45,8 +45,8 @@ class _Card(Section):
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "it"
             raise WireError(
-                f"the other side's {cls.__name__} cannot be used: {where}: {first['msg']}. Both sides "
-                "may have different versions of fedot."
+                f"the other side's {cls.__name__} cannot be used: {where}: {first['msg']}. Both "
+                "sides may have different versions of fedot."
             ) from error
 
 

@@ -102,7 +102,6 @@ def poc(
     """Rehearse on this machine: a server and sites as real processes, over real TLS."""
     from fedot.config import load_config
     from fedot.report.page import write_report
-    from fedot.report.run_files import read_summary
     from fedot.studies.poc import prepare, rehearse
 
     settings = load_config(config, overrides or [])

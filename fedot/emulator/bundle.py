@@ -8,37 +8,30 @@ the manifest signs the bundle.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedot.errors import ConfigError, WireError
+from fedot.emulator.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    in_file,
+    read_manifest,
+    sha256_of,
+    signature_in,
+    signed_bytes,
+)
+from fedot.errors import WireError
 from fedot.journal import sync_folder, write_durably
 from fedot.models.adapters import AdapterSpec, are_block_numbers
 from fedot.models.anatomy import load_model
 
-__all__ = [
-    "Bundle",
-    "bundle_digest",
-    "read_bundle",
-    "signed_bytes",
-    "write_bundle",
-    "write_signature",
-]
-
-MANIFEST = "fedot-bundle.json"
-FORMAT_VERSION = 1
-# What is signed starts with it: a signature of anything else can never pass for a bundle's.
-_SIGNED_AS = b"fedot bundle\n"
-# A peer chose these names: nothing but plain weights, JSON and tokenizer text is ever opened.
-ALLOWED_SUFFIXES = {".safetensors", ".json", ".jinja", ".txt", ".model"}
+__all__ = ["Bundle", "read_bundle", "write_bundle", "write_signature"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +85,7 @@ def write_bundle(
     draft.mkdir(parents=True)
     model.save_pretrained(str(draft))
     tokenizer.save_pretrained(str(draft))
-    files = {path.name: _sha256(path) for path in sorted(draft.iterdir())}
+    files = {path.name: sha256_of(path) for path in sorted(draft.iterdir())}
     manifest = {
         "format_version": FORMAT_VERSION,
         "layer_map": list(layer_map),
@@ -103,20 +96,13 @@ def write_bundle(
         "signature": None,
         "leakage_report": None,
     }
-    (draft / MANIFEST).write_bytes(_in_file(manifest))
+    (draft / MANIFEST).write_bytes(in_file(manifest))
     for path in draft.iterdir():
         _sync(path)
     sync_folder(draft)
     os.replace(draft, folder)
     sync_folder(folder.parent)
     return read_bundle(folder)
-
-
-def signed_bytes(manifest: Mapping[str, Any]) -> bytes:
-    """What a signature of a manifest signs: its JSON in one way only, without the signature."""
-    unsigned = {**manifest, "signature": None}
-    text = json.dumps(unsigned, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return _SIGNED_AS + text.encode("ascii")
 
 
 def write_signature(folder: Path, sign: Callable[[bytes], bytes]) -> Bundle:
@@ -126,15 +112,10 @@ def write_signature(folder: Path, sign: Callable[[bytes], bytes]) -> Bundle:
         folder: of a bundle that `write_bundle` wrote or `read_bundle` checked.
         sign: from a message to its signature.
     """
-    manifest = _manifest(folder)
+    manifest = read_manifest(folder)
     manifest["signature"] = sign(signed_bytes(manifest)).hex()
-    write_durably(folder / MANIFEST, _in_file(manifest))
+    write_durably(folder / MANIFEST, in_file(manifest))
     return _bundle(folder, manifest)
-
-
-def bundle_digest(folder: Path) -> str:
-    """SHA-256 of the manifest, which has the digests of all other files: the bundle's identity."""
-    return _sha256(folder / MANIFEST)
 
 
 def read_bundle(folder: Path, verify: Callable[[bytes, bytes], None] | None = None) -> Bundle:
@@ -150,16 +131,8 @@ def read_bundle(folder: Path, verify: Callable[[bytes, bytes], None] | None = No
         WireError: it is not signed, or a file is missing, unknown, of another kind, or not what
             its digest says. What `verify` raises goes through.
     """
-    manifest = _manifest(folder)
-    signature = _signature(folder, manifest)
-    if verify is not None:
-        if signature is None:
-            raise WireError(
-                f"bundle {folder} is not signed; it must have the model owner's signature. Ask "
-                "them for a signed one."
-            )
-        verify(signed_bytes(manifest), signature)
-    _check_files(folder, manifest.get("files"))
+    manifest = read_manifest(folder, verify)
+    _check_files(folder, manifest["files"])
     return _bundle(folder, manifest)
 
 
@@ -182,60 +155,23 @@ def _bundle(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
         adapter=adapter,
         num_bytes=sum(path.stat().st_size for path in folder.iterdir()),
         built=built,
-        signature=_signature(folder, manifest),
+        signature=signature_in(folder, manifest),
     )
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"there is no bundle at {folder}: {MANIFEST} is missing.") from error
-    except (ValueError, RecursionError) as error:
-        raise WireError(f"{folder / MANIFEST} is not valid JSON; get the bundle again.") from error
-    version = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if version != FORMAT_VERSION:
-        raise WireError(f"bundle format is {version!r}; this fedot reads {FORMAT_VERSION}.")
-    found: dict[str, Any] = manifest
-    return found
-
-
-def _signature(folder: Path, manifest: Mapping[str, Any]) -> bytes | None:
-    held = manifest.get("signature")
-    if held is None:
-        return None
-    try:
-        return bytes.fromhex(held)
-    except (TypeError, ValueError) as error:
-        raise WireError(
-            f"{folder / MANIFEST}: the signature must be hex digits or null; get the bundle again."
-        ) from error
-
-
-def _in_file(manifest: Mapping[str, Any]) -> bytes:
-    return (json.dumps(manifest, indent=1) + "\n").encode()
-
-
-def _check_files(folder: Path, digests: Any) -> None:
-    if not isinstance(digests, dict):
-        raise WireError(f"{folder / MANIFEST} has no table of files; get the bundle again.")
+def _check_files(folder: Path, digests: Mapping[str, str]) -> None:
     present = {path.name for path in folder.iterdir()} - {MANIFEST}
     if present != set(digests):
         odd = sorted(present ^ set(digests))[0]
         raise WireError(f"bundle {folder}: {odd} is missing or not listed; get the bundle again.")
     for name, digest in digests.items():
         path = folder / name
-        if path.suffix not in ALLOWED_SUFFIXES or path.is_symlink() or not path.is_file():
+        if path.is_symlink() or not path.is_file():
             raise WireError(f"bundle {folder}: {name} is no kind of file that a bundle may hold.")
-        if _sha256(path) != digest:
+        if sha256_of(path) != digest:
             raise WireError(f"bundle {folder}: {name} differs from its digest; get it again.")
 
 
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()

@@ -1,85 +1,120 @@
 """The manifest of a bundle: which files it has, what they hold, and the owner's signature.
 
-No torch here: a bundle is signed, offered and checked before anybody loads a model of it.
+No torch here: a bundle is signed, offered and checked before anybody loads a model of it. The
+manifest has the digests of all other files, so whoever signs the manifest signs the bundle.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 from fedot.errors import ConfigError, WireError
-from fedot.journal import write_durably
 
-__all__ = ["MANIFEST", "bundle_digest", "read_manifest", "sign_manifest"]
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "bundle_digest",
+    "in_file",
+    "read_manifest",
+    "sha256_of",
+    "signature_in",
+    "signed_bytes",
+]
 
 MANIFEST = "fedot-bundle.json"
 FORMAT_VERSION = 1
+# What is signed starts with it: a signature of anything else can never pass for a bundle's.
+_SIGNED_AS = b"fedot bundle\n"
 # A peer chose these names: nothing but plain weights, JSON and tokenizer text is ever opened.
-ALLOWED_SUFFIXES = {".safetensors", ".json", ".jinja", ".txt", ".model"}
-
-Verify = Callable[[bytes, bytes], None]
-"""Given a message and its signature; raises a `WireError` unless it is the owner's."""
+_ALLOWED_SUFFIXES = {".safetensors", ".json", ".jinja", ".txt", ".model"}
 
 
-def read_manifest(path: Path, verify: Verify | None = None) -> dict[str, Any]:
-    """Read and check a manifest: version, file names, and the signature if `verify` is given.
+def read_manifest(
+    folder: Path, verify: Callable[[bytes, bytes], None] | None = None
+) -> dict[str, Any]:
+    """Read and check a manifest: its version, its signature, and the names that it lists.
+
+    Args:
+        folder: the bundle's.
+        verify: is called with what was signed and the signature, and raises if they do not belong
+            together. With it a bundle must be signed.
 
     Raises:
-        ConfigError: there is none.
-        WireError: it is not valid, names a file that a bundle may not hold, or is not signed.
+        ConfigError: there is no bundle at `folder`.
+        WireError: it is not valid or not signed, or lists what a bundle may not hold. What `verify`
+            raises goes through.
     """
+    path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"there is no bundle at {path.parent}: {MANIFEST} is missing.") from error
+        raise ConfigError(f"there is no bundle at {folder}: {MANIFEST} is missing.") from error
     except (ValueError, RecursionError) as error:
         raise WireError(f"{path} is not valid JSON; get the bundle again.") from error
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
         raise WireError(f"bundle format is {version!r}; this fedot reads {FORMAT_VERSION}.")
+    signature = signature_in(folder, manifest)
     if verify is not None:
-        _check_signature(path, manifest, verify)
-    files = manifest.get("files")
-    if not isinstance(files, dict) or not all(isinstance(d, str) for d in files.values()):
-        raise WireError(f"{path} has no table of files; get the bundle again.")
-    for name in files:
-        if Path(name).name != name or not name.isprintable() or name[0] == ".":
-            raise WireError(f"{path} lists {name!r}, which is no plain file name.")
-        if Path(name).suffix not in ALLOWED_SUFFIXES or name == MANIFEST:
-            raise WireError(f"{path} lists {name!r}, no kind of file that a bundle may hold.")
-    return manifest
+        if signature is None:
+            raise WireError(
+                f"bundle {folder} is not signed; it must have the model owner's signature. Ask "
+                "them for a signed one."
+            )
+        verify(signed_bytes(manifest), signature)
+    _check_names(folder, manifest.get("files"))
+    found: dict[str, Any] = manifest
+    return found
 
 
-def sign_manifest(folder: Path, sign: Callable[[bytes], bytes]) -> None:
-    """Put the owner's signature into a bundle's manifest; one that is signed stays as it is."""
-    path = folder / MANIFEST
-    manifest = read_manifest(path)
-    if manifest["signature"] is None:
-        manifest["signature"] = sign(_signed_bytes(manifest)).hex()
-        write_durably(path, (json.dumps(manifest, indent=1) + "\n").encode())
+def signed_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """What a signature of a manifest signs: its JSON in one way only, without the signature."""
+    unsigned = {**manifest, "signature": None}
+    text = json.dumps(unsigned, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return _SIGNED_AS + text.encode("ascii")
+
+
+def signature_in(folder: Path, manifest: Mapping[str, Any]) -> bytes | None:
+    """The signature of a manifest, None while it has none.
+
+    Raises:
+        WireError: it is no signature.
+    """
+    held = manifest.get("signature")
+    if held is None:
+        return None
+    try:
+        return bytes.fromhex(held)
+    except (TypeError, ValueError) as error:
+        raise WireError(
+            f"{folder / MANIFEST}: the signature must be hex digits or null; get the bundle again."
+        ) from error
+
+
+def in_file(manifest: Mapping[str, Any]) -> bytes:
+    """A manifest as its file has it."""
+    return (json.dumps(manifest, indent=1) + "\n").encode()
 
 
 def bundle_digest(folder: Path) -> str:
-    """SHA-256 of the manifest's bytes: it has the digests of all files, so it names the bundle."""
-    return sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    """SHA-256 of the manifest, which has the digests of all other files: the bundle's identity."""
+    return sha256_of(folder / MANIFEST)
 
 
-def _check_signature(path: Path, manifest: Mapping[str, Any], verify: Verify) -> None:
-    signature = manifest.get("signature")
-    if not isinstance(signature, str):
-        raise WireError(f"{path} is not signed; a site takes only bundles that the owner signed.")
-    try:
-        raw = bytes.fromhex(signature)
-    except ValueError as error:
-        raise WireError(f"the signature in {path} is not hex; get the bundle again.") from error
-    verify(_signed_bytes(manifest), raw)
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as 64 hex digits."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
-def _signed_bytes(manifest: Mapping[str, Any]) -> bytes:
-    """What is signed: the manifest as canonical JSON, its signature null."""
-    unsigned = {**manifest, "signature": None}
-    return b"fedot bundle\n" + json.dumps(unsigned, sort_keys=True, separators=(",", ":")).encode()
+def _check_names(folder: Path, digests: Any) -> None:
+    if not isinstance(digests, dict) or not all(isinstance(d, str) for d in digests.values()):
+        raise WireError(f"{folder / MANIFEST} has no table of files; get the bundle again.")
+    for name in digests:
+        plain = Path(name).name == name and name.isprintable() and name != MANIFEST
+        if not plain or Path(name).suffix not in _ALLOWED_SUFFIXES:
+            raise WireError(f"bundle {folder}: {name!r} is no kind of file that a bundle may hold.")

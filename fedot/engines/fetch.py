@@ -48,7 +48,7 @@ def fetch_bundle(
         )
     path = draft / MANIFEST
     _get(channel, binding, path, sizes, card.bundle_digest, progress)
-    files = read_manifest(path, kit.verify)["files"]
+    files = read_manifest(draft, kit.verify)["files"]
     needed, free = sum(map(sizes.__getitem__, files)), shutil.disk_usage(draft).free
     if needed > free + sum(each.stat().st_size for each in draft.iterdir()):
         raise WireError(

@@ -74,7 +74,12 @@ class OpenSite:
         self._warn(say)
         while True:
             outcome = join(
-                self.channel, self._kit, self._owner, progress=progress, say=say, make_noise=make_noise
+                self.channel,
+                self._kit,
+                self._owner,
+                progress=progress,
+                say=say,
+                make_noise=make_noise,
             )
             if not stay:
                 break
@@ -158,9 +163,7 @@ def open_site(
     home.mkdir(parents=True, exist_ok=True)
     owner = DataOwner(mine.site, home, records, terms, text_field, device)
     # Read again for every connection: a renewed certificate is used by the next one.
-    return OpenSite(
-        Channel(server, lambda: read_kit(kit).channel_credentials(where)), mine, owner
-    )
+    return OpenSite(Channel(server, lambda: read_kit(kit).channel_credentials(where)), mine, owner)
 
 
 def _only_kit() -> Path:

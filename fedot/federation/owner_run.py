@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fedot.config import Config, config_from_dict
-from fedot.emulator.bundle import Bundle, bundle_digest
+from fedot.emulator.bundle import Bundle
+from fedot.emulator.manifest import bundle_digest
 from fedot.engines.engine import Engine
 from fedot.errors import ConfigError
 from fedot.federation.built import Models, Sign

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -161,7 +160,7 @@ class Server:
         hub = self._hub
         self._queue.began(job.job_id, start.run_id)
         folder = start.bundle.folder
-        names = [MANIFEST, *read_manifest(folder / MANIFEST)["files"]]
+        names = [MANIFEST, *read_manifest(folder)["files"]]
         hub.shelf.put(start.bundle_digest, {name: folder / name for name in names})
         cards = {name: run_card(start, name).model_dump_json() for name in start.names}
         hub.board.open_run(

@@ -7,19 +7,16 @@ to ask who is calling. Nothing here waits for the federation, and nothing here c
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
-
-import grpc
+from typing import Protocol
 
 from fedot.cards import ResultCard
 from fedot.errors import ProtocolError, WireError
 from fedot.transport import fedot_pb2 as pb
 from fedot.transport.audit_log import AuditLog
-from fedot.transport.authorize import Action, Asked, Authorizer
-from fedot.transport.board import Answer, Board
+from fedot.transport.authorize import Authorizer
+from fedot.transport.board import Board
 from fedot.transport.members import Members, Peer
 from fedot.transport.metrics import Telemetry
 from fedot.transport.shelf import Shelf
