@@ -1,4 +1,4 @@
-"""Answers the owner's calls about jobs from the queue, the board and the runs' folders. No torch."""
+"""Answers the owner's calls about jobs: from the queue, the board and the runs' folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an owner fetches of a finished job: one archive with the adapter and everything told of it."""
+"""What an owner fetches of a finished job: one archive with adapters and all reports."""
 
 from __future__ import annotations
 
