@@ -137,12 +137,12 @@ class Board:
                 self._run_id, self._run_cards, self._posted = "", {}, None
             self._changed.notify_all()
 
-    def wait_until_told(self, run_id: str, timeout_s: float) -> None:
-        """Give everybody who is here the time to hear that a run has ended."""
+    def wait_until_told(self, timeout_s: float) -> None:
+        """Give everybody who is here the time to hear that the last run has ended."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._here() <= self._heard.get(run_id, set()), timeout_s
-            )
+            run_id = next(reversed(self._outcomes), "")
+            heard = self._heard.setdefault(run_id, set())
+            self._changed.wait_for(lambda: not run_id or self._here() <= heard, timeout_s)
 
     def explain(self, why: str) -> None:
         """What a site is told that has nothing to do."""

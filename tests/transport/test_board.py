@@ -213,7 +213,7 @@ def test_server_can_wait_until_everybody_heard_of_the_end(board: Board, clock: C
     heard = threading.Event()
 
     def wait() -> None:
-        board.wait_until_told(RUN, 60)
+        board.wait_until_told(60)
         heard.set()
 
     waiting = threading.Thread(target=wait)
