@@ -104,7 +104,7 @@ class Board:
         self._presence: dict[str, Presence] = {}
         self._events: deque[Event] = deque()
         self._outcomes: dict[str, str] = {}
-        self._heard: dict[str, set[str]] = {}
+        self._unheard: set[str] = set()
         self._why = "no run is open"
 
     def open_run(
@@ -130,19 +130,16 @@ class Board:
         with self._changed:
             self._outcomes[run_id] = outcome
             while len(self._outcomes) > _MOST_OUTCOMES:
-                oldest = next(iter(self._outcomes))
-                del self._outcomes[oldest]
-                self._heard.pop(oldest, None)
+                del self._outcomes[next(iter(self._outcomes))]
             if self._run_id == run_id:
+                self._unheard = set(self._run_cards)
                 self._run_id, self._run_cards, self._posted = "", {}, None
             self._changed.notify_all()
 
     def wait_until_told(self, timeout_s: float) -> None:
-        """Give everybody who is here the time to hear that the last run has ended."""
+        """Give every site of the last run that is here the time to hear that it has ended."""
         with self._changed:
-            run_id = next(reversed(self._outcomes), "")
-            heard = self._heard.setdefault(run_id, set())
-            self._changed.wait_for(lambda: not run_id or self._here() <= heard, timeout_s)
+            self._changed.wait_for(lambda: not self._here() & self._unheard, timeout_s)
 
     def explain(self, why: str) -> None:
         """What a site is told that has nothing to do."""
@@ -179,7 +176,7 @@ class Board:
                     self._seen(site)
                 answer = self._answer(site, run_id)
                 if answer.what == "over":
-                    self._heard.setdefault(answer.run_id, set()).add(site)
+                    self._unheard.discard(site)
                     self._changed.notify_all()
                 left = ends - self._clock()
                 if answer.what != "wait" or left <= 0:
