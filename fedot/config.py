@@ -33,6 +33,7 @@ __all__ = [
     "Section",
     "TrainingConfig",
     "config_from_dict",
+    "config_from_yaml",
     "load_config",
     "to_yaml",
     "with_overrides",
@@ -279,17 +280,35 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: the file cannot be read, or a key or value is not allowed.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"cannot read config {path}: {error.strerror}. Make one with: fedot init"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config {path} is not valid YAML: {error}.") from error
+    raw = with_overrides(_mapping(text, f"config {path}"), overrides)
+    return config_from_dict(_paths_from(path.parent, raw))
+
+
+def config_from_yaml(text: str) -> Config:
+    """Check YAML that came without a file; its paths are taken as they are.
+
+    Raises:
+        ConfigError: it is no YAML mapping, or a key or value is not allowed.
+    """
+    return config_from_dict(_mapping(text, "the config"))
+
+
+def _mapping(text: str, what: str) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
         where = str(error).split("\n")[0]
-        raise ConfigError(f"config {path} is not valid YAML: {where}.") from error
+        raise ConfigError(f"{what} is not valid YAML: {where}.") from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"config {path} holds no sections; it must be a YAML mapping.")
-    return config_from_dict(_paths_from(path.parent, with_overrides(raw, overrides)))
+        raise ConfigError(f"{what} holds no sections; it must be a YAML mapping.")
+    return raw
 
 
 def config_from_dict(raw: Mapping[str, Any]) -> Config:

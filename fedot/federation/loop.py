@@ -76,19 +76,30 @@ def run_rounds(work: Work, models: Models, engine: Engine, names: Sequence[str])
     while not is_over(work):
         _stop_if_asked(work)
         round, started = journal.last_closed() + 1, time.monotonic()
-        back = target(journal, steering.roll_back_to())
+        back = _wanted_roll_back(work)
         if back is None:
             before = from_journal(journal.state(round - 1), expected)
-            task = round_task(work.config, work.run.run_id, round, before, names)
-            state, line = _one_round(work, engine, task, before, cohorts[round - 1], noise)
+            cohort, run_id = cohorts[round - 1], work.run.run_id
+            task = round_task(work.config, run_id, round, before, names, len(cohort))
+            state, line = _one_round(work, engine, task, before, cohort, noise)
         else:
             state = from_journal(journal.state(back), expected)
             line = line_of_roll_back(round, back)
         losses, seconds = _round_losses(work, models, state), time.monotonic() - started
         metrics = {**line, "loss": losses, "seconds": seconds}
         journal.close_round(round, to_journal(state), metrics)
+        if back is not None:
+            steering.roll_back_done(back)
         work.run.write_metrics()
         steering.on_round(metrics)
+
+
+def _wanted_roll_back(work: Work) -> int | None:
+    asked = work.steering.roll_back_to()
+    back = target(work.run.journal, asked)
+    if asked is not None and back is None:
+        work.steering.roll_back_done(asked)
+    return back
 
 
 def _one_round(
@@ -126,8 +137,7 @@ def _answers(
     failed = collect(engine, journal, task, cohort, moves, work.steering.progress)
     # An engine that was told to stop has ended early: that must not settle who takes part.
     _stop_if_asked(work)
-    fewest = fewest_updates(work.config, len(cohort))
-    return settle(journal, task, cohort, failed, fewest)
+    return settle(journal, task, cohort, failed, fewest_updates(work.config, task.quorum))
 
 
 def _stop_if_asked(work: Work) -> None:

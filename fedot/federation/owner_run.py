@@ -78,6 +78,7 @@ def run_job(
     progress: Progress = no_progress,
     on_round: OnRound = lambda metrics: None,
     roll_back_to: Callable[[], int | None] = lambda: None,
+    roll_back_done: Callable[[int], None] = lambda round: None,
     should_stop: Callable[[], str | None] = lambda: None,
     sign: Sign | None = None,
     make_noise: Callable[[], NoiseSource] = NoiseSource.from_os,
@@ -93,8 +94,9 @@ def run_job(
         resume: go on where an earlier process stopped; bundle and signature stay as they are.
         progress: is told about every long step.
         on_round: is given each round's metrics as it closes.
-        roll_back_to: asked before every round for a closed round to go back to; the same request
-            may be shown again (see `fedot.federation.roll_back`).
+        roll_back_to: asked before every round for a closed round to go back to, again and again
+            until `roll_back_done` is told it.
+        roll_back_done: see there; `fedot.federation.roll_back` says what going back is.
         should_stop: asked for a reason to stop; the run can be resumed.
         sign: signs the bundle with the owner's key.
         make_noise: the server's own privacy noise; never anything but the default outside tests.
@@ -114,7 +116,7 @@ def run_job(
     if not resume:
         _check_budget(with_sites(config, names))
     parts = load_owner_parts(config)
-    steering = Steering(progress, on_round, roll_back_to, should_stop)
+    steering = Steering(progress, on_round, roll_back_to, roll_back_done, should_stop)
     yardstick = _yardstick(parts)
     with open_run(config, out, resume) as run:
         config = settled_once(_with_sites_once(config, names, run.journal), run.journal)

@@ -32,8 +32,8 @@ def origin(journal: Journal, round: int) -> int:
 def target(journal: Journal, asked: int | None) -> int | None:
     """The round to go back to, or None where there is nothing to do.
 
-    Asking for the state that the run already has is nothing to do. So a request may be shown again
-    after a restart that forgot it was carried out, and no round is lost for it.
+    Asking for the state that the run already has is nothing to do. So a kill between going back
+    and telling so costs nothing: the same request, shown again, does no more.
     """
     if asked is None:
         return None

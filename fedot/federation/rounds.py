@@ -108,18 +108,16 @@ def collect(
     return {name: failed.get(name, silent) for name in cohort if name not in have}
 
 
-def fewest_updates(config: Config, num_drawn: int) -> int:
+def fewest_updates(config: Config, quorum: int | None) -> int:
     """How many updates a round needs; noise at the server can do without any.
 
     Args:
-        config: quorum, rule and privacy.
-        num_drawn: size of the cohort; Poisson cohorts may be smaller than a quorum.
+        config: rule and privacy.
+        quorum: of the round's task.
     """
-    federation = config.federation
-    quorum = min(federation.quorum or 0, num_drawn)
     if config.privacy.protects_clients:
-        return quorum
-    return max(quorum, 2 * federation.num_trimmed + 1)
+        return quorum or 0
+    return max(quorum or 0, 2 * config.federation.num_trimmed + 1)
 
 
 def settle(

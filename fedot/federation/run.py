@@ -35,6 +35,7 @@ def simulate(
     progress: Progress = no_progress,
     on_round: OnRound = lambda metrics: None,
     roll_back_to: Callable[[], int | None] = lambda: None,
+    roll_back_done: Callable[[int], None] = lambda round: None,
     should_stop: Callable[[], str | None] = lambda: None,
     make_noise: Callable[[], NoiseSource] = NoiseSource.from_os,
     name: str = "simulation",
@@ -47,7 +48,9 @@ def simulate(
         resume: go on where an earlier process stopped; what it finished is not done again.
         progress: is told about every long step.
         on_round: is given each round's metrics as it closes.
-        roll_back_to: asked before every round for a closed round to go back to.
+        roll_back_to: asked before every round for a closed round to go back to, again and again
+            until `roll_back_done` is told it.
+        roll_back_done: see there; `fedot.federation.roll_back` says what going back is.
         should_stop: asked for a reason to stop; the run can be resumed.
         make_noise: privacy noise, a fresh source per client and round; never anything but the
             default outside tests and paired benchmarks.
@@ -64,7 +67,7 @@ def simulate(
     check_out(config, out, resume)
     parts = load_parts(config)
     check_budget(config, parts)
-    steering = Steering(progress, on_round, roll_back_to, should_stop)
+    steering = Steering(progress, on_round, roll_back_to, roll_back_done, should_stop)
     yardstick = Yardstick(parts.choose, parts.report, parts.proxy)
     with open_run(config, out, resume) as run:
         config = settled_once(config, run.journal)

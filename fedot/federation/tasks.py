@@ -17,7 +17,12 @@ __all__ = ["learning_rate", "round_task"]
 
 
 def round_task(
-    config: Config, run_id: str, round: int, state: State, names: Sequence[str]
+    config: Config,
+    run_id: str,
+    round: int,
+    state: State,
+    names: Sequence[str],
+    num_drawn: int,
 ) -> RoundTask:
     """A round's task.
 
@@ -27,8 +32,9 @@ def round_task(
         round: counted from 1.
         state: the whole adapter before it.
         names: all clients, drawn or not.
+        num_drawn: size of the round's cohort; a Poisson cohort may be smaller than the quorum.
     """
-    travels = state_part(config.adapter)
+    travels, quorum = state_part(config.adapter), config.federation.quorum
     return RoundTask(
         run_id=run_id,
         round=round,
@@ -42,7 +48,7 @@ def round_task(
         trains=trained_part(config.adapter, round),
         state_part=travels,
         deadline_s=config.federation.deadline_s,
-        quorum=config.federation.quorum,
+        quorum=None if quorum is None else min(quorum, num_drawn),
     )
 
 

@@ -47,6 +47,8 @@ class Steering:
         progress: is told about every long step.
         on_round: is given each round's metrics as it closes.
         roll_back_to: asked before every round; the closed round to go back to, or None.
+        roll_back_done: is told such a round once the run has gone back to it for good, or found
+            nothing to do. A kill may come in between: the same request then finds nothing to do.
         should_stop: asked before every round and when its updates are in; a reason ends the run,
             which can be resumed.
     """
@@ -54,6 +56,7 @@ class Steering:
     progress: Progress = no_progress
     on_round: OnRound = lambda metrics: None
     roll_back_to: Callable[[], int | None] = lambda: None
+    roll_back_done: Callable[[int], None] = lambda round: None
     should_stop: Callable[[], str | None] = lambda: None
 
 

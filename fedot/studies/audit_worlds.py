@@ -102,7 +102,7 @@ def federate(
         sites = [Site(ClientInfo(n, n), rows, Path(folder) / n) for n, rows in train.items()]
         engine = LocalEngine(adapter, sites, config.model.dtype != "float32")
         for round, cohort in enumerate(cohorts, start=1):
-            task = round_task(config, "audit", round, state, names)
+            task = round_task(config, "audit", round, state, names, len(cohorts[round - 1]))
             moves, updates = spec_of(part_of(state, task.trains)), []
             for result in engine.run(task, cohort):
                 if isinstance(result, ClientFailure):
