@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 import typer
 from typer import exceptions as typer_errors
 
-from fedot.cli import audit, budget, emulator, pki, run
+from fedot.cli import audit, budget, emulator, job, network, pki, run
 from fedot.console import Console
 from fedot.errors import FedotError
 
@@ -32,6 +32,8 @@ _TYPER_INTERRUPTED = 130
 run.add_to(app)
 emulator.add_to(app)
 budget.add_to(app)
+network.add_to(app)
+job.add_to(app)
 audit.add_to(app)
 pki.add_to(app)
 

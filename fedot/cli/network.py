@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +32,9 @@ def serve(
     home: Annotated[Path, typer.Option(help="Jobs, uploads, audit log.")] = Path("fedot-server"),
     pki: Annotated[Path, typer.Option(help="The owner's folder: fedot pki init.")] = Path("pki"),
     listen: Annotated[str, typer.Option(help="HOST:PORT for sites.")] = "0.0.0.0:8443",
-    metrics: Annotated[str | None, typer.Option(help="HOST:PORT of /metrics and /healthz.")] = None,
+    metrics: Annotated[
+        str, typer.Option(help="HOST:PORT of /metrics and /healthz; port 0: any that is free.")
+    ] = "127.0.0.1:9464",
     limits: Annotated[
         Path | None, typer.Option(help="YAML with limits per site (docs/transport.md).")
     ] = None,
@@ -41,15 +44,21 @@ def serve(
     overrides: Overrides = None,
 ) -> None:
     """Be the model owner's server: sites connect, jobs run one at a time."""
+    from fedot.config import load_config, to_yaml
     from fedot.federation.open_server import ServerSettings, open_server
+    from fedot.federation.serve import Watcher
+    from fedot.report.page import write_report
 
+    job = None if config is None else to_yaml(load_config(config, overrides or []))
+    settings = ServerSettings(home, pki, listen, metrics, limits)
     with Console() as console:
-        settings = ServerSettings(home, pki, listen, metrics, limits)
-        with open_server(settings, console.watcher()) as server:
-            if config is not None:
-                server.submit_once(config, overrides or [])
+        watcher = Watcher(console.info, console.progress, console.round_line, write_report)
+        with open_server(settings, watcher) as server:
+            signal.signal(signal.SIGTERM, lambda number, frame: server.stop())
+            if config is not None and job is not None:
+                server.submit_once(config.stem, job, "owner")
             if not server.work(until_done):
-                raise typer.Exit(1)
+                raise typer.Exit(2)
 
 
 def join(
@@ -60,13 +69,13 @@ def join(
         Path | None, typer.Option(help="What the owner sent back; default: the one *.kit.json.")
     ] = None,
     key: Annotated[
-        Path | None, typer.Option(help="The private key; default: pki/SITE.key or beside the kit.")
+        Path | None, typer.Option(help="The private key; default: SITE.key by the kit or in pki/.")
     ] = None,
-    home: Annotated[Path, typer.Option(help="Ledger, stored updates and bundles; keep it.")] = Path(
+    home: Annotated[Path, typer.Option(help="Ledger, stored updates, bundles; keep it.")] = Path(
         "fedot-site"
     ),
     text_field: Annotated[
-        str | None, typer.Option(help="Field that holds a record's text.")
+        str | None, typer.Option(help="Field that holds a record's text; default: the run's.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dry_run: Annotated[
@@ -79,16 +88,16 @@ def join(
 ) -> None:
     """Be a site: train on private records, under their owner's policy."""
     from fedot.engines.open_site import open_site
+    from fedot.report.offer import OFFER_COLUMNS, offer_rows
 
-    with Console() as console:
-        site = open_site(server, kit, key, policy, data, home, text_field=text_field, device=device)
-        with site:
-            if leave:
-                console.info(site.leave())
-            elif dry_run:
-                console.table(*site.look(console.info))
-            else:
-                console.info(site.take_part(console.progress, console.info, stay=stay))
+    site = open_site(server, kit, key, policy, data, home, text_field=text_field, device=device)
+    with Console() as console, site:
+        if leave:
+            console.info(site.leave())
+        elif dry_run:
+            console.table(OFFER_COLUMNS, offer_rows(*site.look(console.info)))
+        else:
+            console.info(site.take_part(console.progress, console.info, stay=stay))
 
 
 def poc(
@@ -106,5 +115,7 @@ def poc(
 
     settings = load_config(config, overrides or [])
     with Console() as console:
-        run = rehearse(prepare(settings, sites, out), console.said)
+        run = rehearse(
+            prepare(settings, sites, out), lambda who, what: console.info(f"{who:>12} | {what}")
+        )
         console.info(f"report: {write_report(run)}")

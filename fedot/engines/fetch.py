@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 from fedot.cards import RunCard
 from fedot.emulator.manifest import MANIFEST, read_manifest
-from fedot.errors import WireError
+from fedot.errors import ConfigError, WireError
 from fedot.journal import sync_folder
 from fedot.messages import Progress
-from fedot.transport import fedot_pb2 as pb
-from fedot.transport.channel import Channel
+from fedot.transport.binding import Binding
+from fedot.transport.channel import Channel, Done
 from fedot.transport.identity import Kit
+from fedot.transport.shelf import File
 
-__all__ = ["fetch_bundle"]
+__all__ = ["fetch_bundle", "shown"]
 
 # A manifest names files and blocks; this is far above any.
 _MOST_MANIFEST_BYTES = 2**24
@@ -39,49 +39,49 @@ def fetch_bundle(
         return whole
     draft = folder / f"{card.bundle_digest}.part"
     draft.mkdir(parents=True, exist_ok=True)
-    binding = pb.Binding(run_id=card.run_id, site=site, digest=card.bundle_digest)
-    sizes = _sizes(channel, binding)
-    if sizes[MANIFEST] > _MOST_MANIFEST_BYTES:
+    binding = Binding(card.run_id, 0, site, card.bundle_digest)
+    offered = _Offered({file.name: file for file in channel.files(binding)})
+    manifest = offered[MANIFEST]
+    if manifest.size > _MOST_MANIFEST_BYTES:
         raise WireError(
-            f"the bundle's {MANIFEST} has {sizes[MANIFEST]} bytes; the limit is "
+            f"the bundle's {MANIFEST} has {manifest.size} bytes; the limit is "
             f"{_MOST_MANIFEST_BYTES}. Ask the model owner."
         )
-    path = draft / MANIFEST
-    _get(channel, binding, path, sizes, card.bundle_digest, progress)
+
+    def get(name: str, digest: str) -> None:
+        # One that is there was checked when it was renamed.
+        if not (draft / name).exists():
+            file = File(name, offered[name].size, digest)
+            channel.download(binding, file, draft / name, shown(progress, f"get {name}"))
+
+    get(MANIFEST, card.bundle_digest)
     files = read_manifest(draft, kit.verify)["files"]
-    needed, free = sum(map(sizes.__getitem__, files)), shutil.disk_usage(draft).free
-    if needed > free + sum(each.stat().st_size for each in draft.iterdir()):
-        raise WireError(
-            f"the bundle has {needed} bytes and {draft} has room for {free}; free some."
-        )
+    _refuse_without_room(draft, sum(offered[name].size for name in files))
     for name, digest in sorted(files.items()):
-        _get(channel, binding, draft / name, sizes, digest, progress)
+        get(name, digest)
     sync_folder(draft)
     os.replace(draft, whole)
     sync_folder(folder)
     return whole
 
 
-class _Sizes(dict[str, int]):
-    """Sizes of the files that the server offers."""
+def shown(progress: Progress, stage: str) -> Done:
+    """A transfer's progress as a stage of its own."""
+    return lambda done, total: progress(stage, done, total)
 
-    def __missing__(self, name: str) -> int:
+
+class _Offered(dict[str, File]):
+    """Files that the server offers, by name."""
+
+    def __missing__(self, name: str) -> File:
         raise WireError(f"the server does not offer {name}, which is part of the bundle.")
 
 
-def _sizes(channel: Channel, binding: pb.Binding) -> _Sizes:
-    offered = channel.call("ListFiles", pb.FilesRequest(binding=binding)).files
-    return _Sizes({file.name: file.size for file in offered})
-
-
-def _get(
-    channel: Channel,
-    binding: pb.Binding,
-    path: Path,
-    sizes: Mapping[str, int],
-    digest: str,
-    progress: Progress,
-) -> None:
-    """One file, whole and checked; one that is there already was checked when it was renamed."""
-    if not path.exists():
-        channel.download(binding, path.name, sizes[path.name], digest, path, progress)
+def _refuse_without_room(draft: Path, num_bytes: int) -> None:
+    have = sum(path.stat().st_size for path in draft.iterdir())
+    free = shutil.disk_usage(draft).free
+    if num_bytes - have > free:
+        raise ConfigError(
+            f"the bundle needs {num_bytes} bytes and {draft} has room for {free}; free some space, "
+            "or name another --home."
+        )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from fedot.cards import ResultCard, RunCard, TaskCard
 from fedot.engines.data_owner import DataOwner
-from fedot.engines.fetch import fetch_bundle
+from fedot.engines.fetch import fetch_bundle, shown
 from fedot.engines.remote import STATE_FILE
 from fedot.errors import (
     BudgetError,
@@ -26,11 +26,13 @@ from fedot.errors import (
     TransportError,
     WireError,
 )
-from fedot.messages import ClientResult, Progress, digest_of
+from fedot.messages import ClientResult, Progress
 from fedot.transport import fedot_pb2 as pb
+from fedot.transport.binding import Binding
 from fedot.transport.channel import Channel
 from fedot.transport.identity import Kit
 from fedot.transport.service import PROTOCOL
+from fedot.transport.shelf import File
 
 if TYPE_CHECKING:
     from fedot.client.round import Site
@@ -96,12 +98,13 @@ def join(
         version=version("fedot-offsite-tuning"),
         dataset_id=owner.policy.dataset_id,
     )
-    channel.call("Hello", hello)
+    channel.call("Hello", hello, pb.HelloReply)
     say(f"{owner.name} is in; waiting for a run")
     ready: _Ready | None = None
     while True:
         run_id = ready.card.run_id if ready else ""
-        reply = channel.call("Next", pb.NextRequest(run_id=run_id, wait_s=_WAIT_S))
+        request = pb.NextRequest(run_id=run_id, wait_s=_WAIT_S)
+        reply = channel.call("Next", request, pb.NextReply, _WAIT_S)
         what = reply.WhichOneof("what")
         if what == "over":
             return str(reply.over.outcome)
@@ -167,11 +170,11 @@ def _do_round(
 
 
 def _state(channel: Channel, owner: DataOwner, task: TaskCard, progress: Progress) -> bytes:
-    binding = pb.Binding(
-        run_id=task.run_id, round=task.round, site=owner.name, digest=task.state_digest
-    )
+    binding = Binding(task.run_id, task.round, owner.name, task.state_digest)
     path = owner.home / "state"
-    channel.download(binding, STATE_FILE, task.state_bytes, task.state_digest, path, progress)
+    path.unlink(missing_ok=True)
+    file = File(STATE_FILE, task.state_bytes, task.state_digest)
+    channel.download(binding, file, path, shown(progress, f"state of round {task.round}"))
     try:
         return path.read_bytes()
     finally:
@@ -193,14 +196,9 @@ def _train(
 
 
 def _send(channel: Channel, task: TaskCard, result: ClientResult, progress: Progress) -> None:
-    binding = pb.Binding(
-        run_id=task.run_id,
-        round=task.round,
-        site=result.client,
-        digest=digest_of(result.payload),
-    )
+    binding = Binding(task.run_id, task.round, result.client, result.digest)
     card = ResultCard.of(result).model_dump_json()
-    channel.upload(binding, result.payload, card, progress)
+    channel.upload(binding, result.payload, card, shown(progress, f"send round {task.round}"))
 
 
 def _told(error: FedotError) -> str:
@@ -210,7 +208,7 @@ def _told(error: FedotError) -> str:
 
 def _report(channel: Channel, run_id: str, round: int, phase: str, reason: str = "") -> bool:
     request = pb.ReportRequest(run_id=run_id, round=round, phase=phase, reason=reason[:500])
-    return bool(channel.call("Report", request).cancelled)
+    return bool(channel.call("Report", request, pb.ReportReply).cancelled)
 
 
 @contextmanager

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from fedot.cards import RunCard
-from fedot.client.chains import operators_of
+from fedot.client.chains import operators_of, update_chain
 from fedot.client.round import Site, round_event
+from fedot.compression.codec import encode
 from fedot.data.records import Record, read_records, split_records
 from fedot.data.tokenize import learnable_sequences
 from fedot.emulator.bundle import read_bundle
@@ -22,6 +25,8 @@ from fedot.seeds import derive_seed
 
 __all__ = ["Offer", "load_adapter_of", "load_site", "weigh"]
 
+_MOST_SAMPLED = 2**20
+
 
 @dataclass(frozen=True, slots=True)
 class Offer:
@@ -29,6 +34,7 @@ class Offer:
 
     Attributes:
         num_records: it would train on.
+        update_bytes: about what leaves in a round.
         run_epsilon: what all of the run's rounds cost by themselves; None without DP.
         spent_epsilon: what the data set has spent so far.
         total_epsilon: both together.
@@ -36,6 +42,7 @@ class Offer:
     """
 
     num_records: int
+    update_bytes: int
     delta: float
     run_epsilon: float | None
     spent_epsilon: float
@@ -65,12 +72,21 @@ def weigh(owner: DataOwner, card: RunCard) -> Offer:
     coming = [replace(event, num_steps=event.num_steps * ahead)] if event and ahead > 0 else []
     return Offer(
         num_records=num_records,
+        update_bytes=_update_bytes(card),
         delta=delta,
         run_epsilon=epsilon_of(coming, delta) if event else None,
         spent_epsilon=epsilon_of(spent, delta) if spent else 0.0,
         total_epsilon=epsilon_of(spent + coming, delta) if spent or coming else 0.0,
         max_epsilon=owner.policy.max_epsilon,
     )
+
+
+def _update_bytes(card: RunCard) -> int:
+    """About what an update of this run comes to: that of noise of the same size."""
+    sample = min(card.adapter_parameters, _MOST_SAMPLED)
+    noise = torch.randn(sample, generator=torch.Generator().manual_seed(0))
+    encoded = encode({"update": noise * 1e-3}, update_chain(card.payload), seed=0)
+    return round(len(encoded.payload) * card.adapter_parameters / max(1, sample))
 
 
 def load_site(owner: DataOwner, card: RunCard, bundle: Path) -> Site:

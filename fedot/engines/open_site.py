@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -97,7 +98,7 @@ class OpenSite:
         card = self._open_run(wait_s=0)
         if card is None:
             raise ProtocolError("no run is open that this site is in; there is nothing to leave.")
-        self.channel.call("Leave", pb.LeaveRequest(run_id=card.run_id))
+        self.channel.call("Leave", pb.LeaveRequest(run_id=card.run_id), pb.LeaveReply)
         return f"withdrew from run {card.name}; it will not be asked of this site again"
 
     def look(self, say: Callable[[str], None]) -> tuple[RunCard, Offer]:
@@ -116,7 +117,8 @@ class OpenSite:
         return card, weigh(self._owner, card)
 
     def _open_run(self, wait_s: float) -> RunCard | None:
-        reply = self.channel.call("Next", pb.NextRequest(wait_s=wait_s, peek=True))
+        request = pb.NextRequest(wait_s=wait_s, peek=True)
+        reply = self.channel.call("Next", request, pb.NextReply, wait_s)
         return RunCard.read(reply.run_json) if reply.WhichOneof("what") == "run_json" else None
 
     def _warn(self, say: Callable[[str], None]) -> None:
@@ -163,7 +165,9 @@ def open_site(
     home.mkdir(parents=True, exist_ok=True)
     owner = DataOwner(mine.site, home, records, terms, text_field, device)
     # Read again for every connection: a renewed certificate is used by the next one.
-    return OpenSite(Channel(server, lambda: read_kit(kit).channel_credentials(where)), mine, owner)
+    return OpenSite(
+        Channel(server, lambda: read_kit(kit).channel_credentials(where), Random()), mine, owner
+    )
 
 
 def _only_kit() -> Path:

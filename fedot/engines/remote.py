@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from fedot.cards import ResultCard, TaskCard
-from fedot.errors import ProtocolError
 from fedot.journal import write_durably
 from fedot.messages import ClientFailure, ClientInfo, ClientResult, RoundTask, digest_of
 from fedot.transport.board import Board, Posted
@@ -39,6 +38,7 @@ class RemoteEngine:
         shelf: where they get the state.
         folder: for the state's bytes while they are offered.
         infos: everybody who can be drawn.
+        should_stop: asked while it waits; a reason ends the round's work without an answer.
         clock: seconds, never going back.
     """
 
@@ -49,6 +49,7 @@ class RemoteEngine:
         shelf: Shelf,
         folder: Path,
         infos: Sequence[ClientInfo],
+        should_stop: Callable[[], str | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._board = board
@@ -56,6 +57,7 @@ class RemoteEngine:
         self._shelf = shelf
         self._folder = folder
         self._infos = sorted(infos, key=lambda info: info.name)
+        self._should_stop = should_stop
         self._clock = clock
         self._cancelled: set[str] = set()
 
@@ -64,12 +66,9 @@ class RemoteEngine:
         return self._infos
 
     def run(self, task: RoundTask, cohort: Sequence[str]) -> Iterator[ClientResult | ClientFailure]:
-        """Ask a cohort; ends when everybody has answered, or at the deadline with a quorum.
-
-        Raises:
-            ProtocolError: the owner stops the run.
-        """
-        self._uploads.drop_before(task.run_id, task.round)
+        """Ask a cohort; ends when everybody has answered, or at the deadline with a quorum."""
+        # The journal has what came before.
+        self._uploads.drop(task.run_id, task.round - 1)
         if not cohort:
             return
         self._post(task, cohort)
@@ -80,6 +79,8 @@ class RemoteEngine:
                 yield result
         finally:
             self._board.retract()
+        if self._is_stopped(task):
+            return
         for name in sorted(missing):
             yield ClientFailure(name, task.round, f"late: no update within {task.deadline_s:g} s")
 
@@ -87,6 +88,9 @@ class RemoteEngine:
         """Stop waiting for a task."""
         self._cancelled.add(task_id)
         self._board.wake()
+
+    def _is_stopped(self, task: RoundTask) -> bool:
+        return task.task_id in self._cancelled or self._should_stop() is not None
 
     def _post(self, task: RoundTask, cohort: Sequence[str]) -> None:
         digest = digest_of(task.state)
@@ -111,15 +115,13 @@ class RemoteEngine:
             if committed.site in missing:
                 num_good += 1
                 yield _result(task, committed)
-        while missing and task.task_id not in self._cancelled:
+        while missing and not self._is_stopped(task):
             late = ends is not None and self._clock() >= ends
             if late and num_good >= enough:
                 return
             event = self._board.next_event(_TICK_S)
             if event is None or event.kind == "wake":
                 continue
-            if event.kind == "stop":
-                raise ProtocolError(event.reason)
             if event.site not in missing:
                 continue
             if event.kind == "arrived":

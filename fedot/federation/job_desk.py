@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
+from fedot.config import config_from_yaml
+from fedot.engines.remote_desk import RESULTS
 from fedot.errors import ConfigError
 from fedot.federation.jobs import Job, JobQueue
-from fedot.federation.results import RESULTS, results_digest
+from fedot.federation.results import results_digest, run_id_of
 from fedot.transport import fedot_pb2 as pb
 from fedot.transport.board import Board
 from fedot.transport.shelf import Shelf
@@ -23,14 +24,12 @@ class Desk:
         queue: the jobs.
         board: who is in.
         shelf: where results are offered.
-        home: the server's folder.
     """
 
-    def __init__(self, queue: JobQueue, board: Board, shelf: Shelf, home: Path) -> None:
+    def __init__(self, queue: JobQueue, board: Board, shelf: Shelf) -> None:
         self._queue = queue
         self._board = board
         self._shelf = shelf
-        self._home = home
 
     def submit(self, name: str, config_yaml: str, by: str) -> pb.Job:
         """Queue a job."""
@@ -62,7 +61,7 @@ class Desk:
     def abort(self, job_id: str, by: str) -> pb.Job:
         """Stop a job, or take it out of the queue."""
         job = self._queue.abort(job_id, f"aborted by {by}")
-        self._board.stop(f"job {job_id} was aborted")
+        self._board.wake()
         return self._told(job)
 
     def roll_back(self, job_id: str, round: int) -> pb.Job:
@@ -87,13 +86,13 @@ class Desk:
             submitted_at=job.submitted_at,
             reason=job.reason,
             round=int(lines[-1]["round"]) if lines else 0,
-            rounds=job.rounds,
-            run_id=job.run_id,
+            rounds=config_from_yaml(job.config_yaml).federation.rounds,
+            run_id=run_id_of(self._queue.run_folder(job.job_id)) or "",
             results_digest=self._results(job),
         )
 
     def _results(self, job: Job) -> str:
-        path = self._home / "jobs" / job.job_id / RESULTS
+        path = self._queue.run_folder(job.job_id).with_name(RESULTS)
         if job.state != "done" or not path.exists():
             return ""
         digest = results_digest(path)
@@ -101,7 +100,7 @@ class Desk:
         return digest
 
     def _metrics(self, job: Job) -> list[dict[str, Any]]:
-        path = self._home / "jobs" / job.job_id / "run" / "metrics.jsonl"
+        path = self._queue.run_folder(job.job_id) / "metrics.jsonl"
         if not path.exists():
             return []
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

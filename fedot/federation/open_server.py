@@ -8,15 +8,20 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+from pydantic import ValidationError
+
+from fedot.config_errors import explain
 from fedot.errors import ConfigError
 from fedot.federation.job_desk import Desk
 from fedot.federation.jobs import JobQueue
+from fedot.federation.results import run_id_of
 from fedot.federation.serve import Server, Watcher
 from fedot.transport.audit_log import AuditLog
 from fedot.transport.authorize import Authorizer, load_hooks
 from fedot.transport.board import Board
 from fedot.transport.identity import Signer, server_credentials
-from fedot.transport.limits import Limits, load_limits
+from fedot.transport.limits import Limits
 from fedot.transport.members import MEMBERS_FILE, Members
 from fedot.transport.metrics import Telemetry
 from fedot.transport.server import listening
@@ -63,25 +68,26 @@ def open_server(settings: ServerSettings, watcher: Watcher) -> Iterator[Server]:
             f"{settings.pki} is no owner's folder; make one with fedot pki init, or name it with "
             "--pki."
         )
-    limits = Limits() if settings.limits is None else load_limits(settings.limits)
+    limits = _limits(settings.limits)
     home = settings.home
     home.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(_alone(home))
-        queue = stack.enter_context(closing(JobQueue(home / "jobs.sqlite")))
-        uploads = stack.enter_context(closing(UploadStore(home / "uploads", limits)))
+        queue = stack.enter_context(JobQueue(home / "jobs.sqlite"))
+        uploads = stack.enter_context(UploadStore(home / "uploads", limits))
         book = stack.enter_context(closing(SiteBook(home / "sites.sqlite")))
         audit = stack.enter_context(AuditLog(home / "audit.jsonl"))
         members = Members(settings.pki / MEMBERS_FILE)
         board, shelf = Board(uploads.is_committed), Shelf()
         for job in queue.list():
-            if job.state in ("done", "failed", "aborted") and job.run_id:
-                board.close_run(job.run_id, job.state)
+            run_id = run_id_of(queue.run_folder(job.job_id))
+            if job.state in ("done", "failed", "aborted") and run_id is not None:
+                board.close_run(run_id, job.state)
         host, port = _address(settings.metrics)
         telemetry = stack.enter_context(
             Telemetry(members, lambda: _health(board, queue), host, port)
         )
-        desk = Desk(queue, board, shelf, home)
+        desk = Desk(queue, board, shelf)
         hub = Hub(
             board=board,
             uploads=uploads,
@@ -99,14 +105,27 @@ def open_server(settings: ServerSettings, watcher: Watcher) -> Iterator[Server]:
         where = stack.enter_context(listening(settings.listen, credentials, hub))
         audit.record("started", listen=where)
         watcher.say(f"listening on {where}; metrics at http://{host}:{telemetry.port}/metrics")
-        yield Server(hub, queue, home, signer.sign, watcher)
+        yield Server(hub, queue, signer.sign, watcher)
         board.wait_until_told(_FAREWELL_S)
         audit.record("stopped")
 
 
-def _health(board: Board, queue: JobQueue) -> tuple[bool, Mapping[str, object]]:
+def _health(board: Board, queue: JobQueue) -> tuple[bool, Mapping[str, str | int]]:
     running = [job.job_id for job in queue.list() if job.state == "running"]
-    return True, {"status": "ok", "sites": len(board.present()), "running": running}
+    return True, {"status": "ok", "sites": len(board.present()), "running": ", ".join(running)}
+
+
+def _limits(path: Path | None) -> Limits:
+    if path is None:
+        return Limits()
+    try:
+        return Limits.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    except OSError as error:
+        raise ConfigError(f"cannot read limits {path}: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"limits {path} are not valid YAML.") from error
+    except ValidationError as error:
+        raise ConfigError(explain(error, Limits, f"limits {path}")) from error
 
 
 @contextmanager

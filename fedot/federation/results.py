@@ -6,11 +6,10 @@ import zipfile
 from hashlib import file_digest
 from pathlib import Path
 
-from fedot.journal import sync_folder
+from fedot.journal import Journal, sync_folder
 
-__all__ = ["RESULTS", "pack_results", "results_digest"]
+__all__ = ["pack_results", "results_digest", "run_id_of"]
 
-RESULTS = "results.zip"
 _FOLDERS = ("adapter", "adapter-best")
 _FILES = ("config.yaml", "summary.json", "metrics.jsonl", "report.html")
 
@@ -33,6 +32,16 @@ def pack_results(run: Path, to: Path) -> str:
         draft.replace(to)
         sync_folder(to.parent)
     return results_digest(to)
+
+
+def run_id_of(run: Path) -> str | None:
+    """A run's id in ledgers and journals; None before it has one."""
+    path = run / "journal.sqlite"
+    if not path.exists():
+        return None
+    with Journal(path) as journal:
+        found: str | None = journal.fact("run_id")
+        return found
 
 
 def results_digest(path: Path) -> str:

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import yaml
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedot.cards import RunCard
-from fedot.config import config_from_dict
+from fedot.config import config_from_yaml, to_yaml
 from fedot.emulator.manifest import MANIFEST, read_manifest
 from fedot.engines.remote import RemoteEngine
+from fedot.engines.remote_desk import RESULTS
 from fedot.errors import FedotError, RunStopped
 from fedot.federation.jobs import Job, JobQueue
-from fedot.federation.results import RESULTS, pack_results
+from fedot.federation.results import pack_results, run_id_of
 from fedot.messages import ClientInfo, Progress
 from fedot.transport.service import Hub
 
@@ -53,7 +52,7 @@ class Watcher:
     say: Callable[[str], None]
     progress: Progress
     on_round: OnRound
-    on_done: Callable[[Path], None]
+    on_done: Callable[[Path], object]
 
 
 class Server:
@@ -62,7 +61,6 @@ class Server:
     Args:
         hub: what calls are answered from.
         queue: the jobs.
-        home: the server's folder.
         sign: signs bundles with the owner's key.
         watcher: is told what happens.
     """
@@ -71,21 +69,32 @@ class Server:
         self,
         hub: Hub,
         queue: JobQueue,
-        home: Path,
         sign: Callable[[bytes], bytes],
         watcher: Watcher,
     ) -> None:
         self._hub = hub
         self._queue = queue
-        self._home = home
         self._sign = sign
         self._watcher = watcher
         self._stop = threading.Event()
 
+    def submit_once(self, name: str, config_yaml: str, by: str) -> None:
+        """Queue a job unless the same one is still to be done: then it goes on.
+
+        Raises:
+            ConfigError: the config cannot be used.
+        """
+        resolved = to_yaml(config_from_yaml(config_yaml))
+        for job in self._queue.list():
+            same = (job.name, job.config_yaml) == (name, resolved)
+            if same and job.state in ("queued", "running"):
+                return
+        self._queue.submit(name, config_yaml, by)
+
     def stop(self) -> None:
         """Stop as soon as what is open can be taken up again; from any thread."""
         self._stop.set()
-        self._hub.board.stop("the server is stopping")
+        self._hub.board.wake()
 
     def work(self, until_done: bool) -> bool:
         """Do every job of the queue, then wait for more.
@@ -98,7 +107,7 @@ class Server:
         """
         good = True
         while not self._stop.is_set():
-            job = self._queue.next()
+            job = self._queue.next_queued()
             if job is not None:
                 good = self._do(job) and good
             elif until_done:
@@ -111,25 +120,25 @@ class Server:
     def _do(self, job: Job) -> bool:
         """One job, from where it is; it stays `running` where it can be taken up again."""
         say, board = self._watcher.say, self._hub.board
-        say(f"job {job.job_id} ({job.name}): {'goes on' if self._out(job).exists() else 'starts'}")
+        again = self._queue.run_folder(job.job_id).exists()
+        say(f"job {job.job_id} ({job.name}) {'goes on' if again else 'starts'}")
         board.explain(f"job {job.job_id} is being prepared")
+        outcome: Literal["done", "failed", "aborted"] = "done"
+        reason = ""
         try:
             self._run(job)
         except RunStopped as stopped:
-            if self._queue.get(job.job_id).state != "aborted":
+            if self._stop.is_set():
                 say(str(stopped))
                 return True
-            outcome, reason = "aborted", self._queue.get(job.job_id).reason
+            outcome, reason = "aborted", self._queue.stop_reason(job.job_id) or str(stopped)
         except FedotError as error:
             outcome, reason = "failed", str(error)
-            self._queue.finish(job.job_id, "failed", reason)
-        else:
-            outcome, reason = "done", ""
-            self._queue.finish(job.job_id, "done", "")
-        self._hub.audit.write("job", job=job.job_id, outcome=outcome)
+        self._queue.finish(job.job_id, outcome, reason)
+        self._hub.audit.record("run_ended", job=job.job_id, outcome=outcome)
         say(f"job {job.job_id} is {outcome}" + (f": {reason}" if reason else ""))
-        run_id = self._queue.get(job.job_id).run_id
-        if run_id:
+        run_id = run_id_of(self._queue.run_folder(job.job_id))
+        if run_id is not None:
             board.close_run(run_id, outcome)
         return outcome == "done"
 
@@ -137,17 +146,18 @@ class Server:
         # torch comes in here.
         from fedot.federation.owner_run import run_job
 
-        out = self._out(job)
+        out = self._queue.run_folder(job.job_id)
         out.parent.mkdir(parents=True, exist_ok=True)
         run_job(
-            config_from_dict(yaml.safe_load(job.config_yaml)),
+            config_from_yaml(job.config_yaml),
             out,
             lambda start: self._open_engine(job, start),
             names=self._hub.members.sites(),
             resume=out.exists(),
             progress=self._watcher.progress,
-            on_round=self._watcher.on_round,
-            roll_back_to=lambda: self._queue.roll_back_to(job.job_id),
+            on_round=self._round_closed,
+            roll_back_to=lambda: self._queue.wanted_roll_back(job.job_id),
+            roll_back_done=lambda round: self._queue.take_roll_back(job.job_id, round),
             should_stop=lambda: self._reason_to_stop(job),
             sign=self._sign,
             name=job.name,
@@ -158,7 +168,6 @@ class Server:
     def _open_engine(self, job: Job, start: RunStart) -> Engine:
         """Let sites in, wait until enough of them are there."""
         hub = self._hub
-        self._queue.began(job.job_id, start.run_id)
         folder = start.bundle.folder
         names = [MANIFEST, *read_manifest(folder)["files"]]
         hub.shelf.put(start.bundle_digest, {name: folder / name for name in names})
@@ -168,8 +177,15 @@ class Server:
         )
         self._wait_for_sites(job, start)
         infos = [ClientInfo(name, hub.book.dataset_of(name) or name) for name in start.names]
-        states = self._out(job).with_name("states")
-        return RemoteEngine(hub.board, hub.uploads, hub.shelf, states, infos)
+        states = self._queue.run_folder(job.job_id).with_name("states")
+        return RemoteEngine(
+            hub.board,
+            hub.uploads,
+            hub.shelf,
+            states,
+            infos,
+            should_stop=lambda: self._reason_to_stop(job),
+        )
 
     def _wait_for_sites(self, job: Job, start: RunStart) -> None:
         wanted = start.config.network.wait_for or len(start.names)
@@ -190,11 +206,13 @@ class Server:
     def _reason_to_stop(self, job: Job) -> str | None:
         if self._stop.is_set():
             return "the server is stopping"
-        now = self._queue.get(job.job_id)
-        return now.reason or "aborted" if now.state == "aborted" else None
+        return self._queue.stop_reason(job.job_id)
 
-    def _out(self, job: Job) -> Path:
-        return self._home / "jobs" / job.job_id / "run"
+    def _round_closed(self, metrics: Mapping[str, Any]) -> None:
+        present = len(self._hub.board.present())
+        self._hub.telemetry.rounds(metrics["round"], present, len(metrics.get("failed", ())))
+        self._hub.audit.record("round_closed", round=metrics["round"])
+        self._watcher.on_round(metrics)
 
 
 def run_card(start: RunStart, site: str) -> RunCard:

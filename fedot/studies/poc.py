@@ -48,7 +48,8 @@ class Rehearsal:
     @property
     def job(self) -> Path:
         """The run's folder at the server, once it has begun."""
-        return self.folder / "server" / "jobs" / "job-1" / "run"
+        (run,) = (self.folder / "server" / "jobs").glob("*/run")
+        return run
 
 
 def prepare(config: Config, num_sites: int | None, folder: Path) -> Rehearsal:
@@ -83,7 +84,7 @@ def prepare(config: Config, num_sites: int | None, folder: Path) -> Rehearsal:
         _write_server_config(config, names, folder / "config.yaml")
     where = address.read_text()
     server = ["serve", str(folder / "config.yaml"), "--home", str(folder / "server")]
-    server += ["--pki", str(pki), "--listen", where, "--until-done"]
+    server += ["--pki", str(pki), "--listen", where, "--until-done", "--metrics", "127.0.0.1:0"]
     return Rehearsal(folder, server, {name: _join(config, name, folder, where) for name in names})
 
 

@@ -62,7 +62,7 @@ class Presence:
 class Event:
     """Something that the engine waits for."""
 
-    kind: Literal["arrived", "failed", "left", "stop", "wake"]
+    kind: Literal["arrived", "failed", "left", "wake"]
     site: str
     run_id: str
     round: int
@@ -106,6 +106,7 @@ class Board:
         self._outcomes: dict[str, str] = {}
         self._unheard: set[str] = set()
         self._why = "no run is open"
+        self._is_shut = False
 
     def open_run(
         self, run_id: str, bundle_digest: str, cards: Mapping[str, str], left: Sequence[str] = ()
@@ -151,7 +152,7 @@ class Board:
         with self._changed:
             self._posted, self._failed = task, set()
             self._posted_at = self._clock()
-            self._events = deque(e for e in self._events if e.kind == "stop")
+            self._events.clear()
             self._changed.notify_all()
 
     def retract(self) -> None:
@@ -179,7 +180,7 @@ class Board:
                     self._unheard.discard(site)
                     self._changed.notify_all()
                 left = ends - self._clock()
-                if answer.what != "wait" or left <= 0:
+                if answer.what != "wait" or left <= 0 or self._is_shut:
                     return answer
                 self._changed.wait(left)
 
@@ -241,11 +242,6 @@ class Board:
         with self._changed:
             self._say(Event("arrived", site, run_id, round))
 
-    def stop(self, reason: str) -> None:
-        """Wake the engine with a reason to stop."""
-        with self._changed:
-            self._say(Event("stop", "", self._run_id, 0, reason))
-
     def wake(self) -> None:
         """Have the engine look again."""
         with self._changed:
@@ -256,6 +252,12 @@ class Board:
         with self._changed:
             self._changed.wait_for(lambda: self._events, timeout_s)
             return self._events.popleft() if self._events else None
+
+    def shut(self) -> None:
+        """Let everybody who waits go."""
+        with self._changed:
+            self._is_shut = True
+            self._changed.notify_all()
 
     def present(self) -> Sequence[str]:
         """Sites that have called lately, by name."""

@@ -1,34 +1,257 @@
 """The gRPC server: every call is identified, allowed, limited, answered, and written down.
 
-Design note: `_Gate` stands before every call, bulk streams too, and is the only place that turns an
-error into a status. A call that is in no table below does not exist.
+Design note: `_let_in` stands before every call, bulk streams too, so that none can forget it. A
+call that is in no table here does not exist.
 """
 
 from __future__ import annotations
 
-import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 
-from fedot.errors import ConfigError, FedotError
+from fedot.errors import ConfigError, FedotError, ProtocolError, TransportError, WireError
 from fedot.transport import fedot_pb2 as pb
 from fedot.transport.authorize import Action, Asked
-from fedot.transport.bulk import receive, send
-from fedot.transport.channel import server_options
+from fedot.transport.binding import Binding
+from fedot.transport.bulk import APPEND, DOWNLOAD, Bulk, Caller
+from fedot.transport.errors import Busy, Denied, answering
+from fedot.transport.limits import Gate, TokenBucket
 from fedot.transport.members import Peer
+from fedot.transport.options import server_options
 from fedot.transport.server_tls import certificate_of
 from fedot.transport.service import Hub, Service
-from fedot.transport.status import reason_of, status_of
+from fedot.transport.stall import StallWatch
 
 __all__ = ["listening"]
 
-logger = logging.getLogger(__name__)
-
-# A site that waits holds a thread, and one that transfers another.
+# A site that waits holds a thread, and a transfer another.
 _MOST_THREADS = 512
 _STOP_GRACE_S = 2.0
+_SERVICE = "fedot.v1.Federation"
+_LINES_PER_S = 10.0
+_LONGEST_DETAIL = 200
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One control call.
+
+    Attributes:
+        action: what roles and hooks know it as.
+        request: its message.
+        told: which fields of the request a hook is shown.
+    """
+
+    action: Action
+    method: Callable[[Service, Any, Peer], Any]
+    request: type[Any]
+    told: tuple[str, ...] = ()
+
+
+_CALLS: Mapping[str, _Call] = {
+    "Hello": _Call("hello", Service.hello, pb.HelloRequest, ("dataset_id", "version")),
+    "Next": _Call("next", Service.next, pb.NextRequest, ("run_id",)),
+    "Report": _Call("report", Service.report, pb.ReportRequest, ("run_id", "round", "phase")),
+    "Leave": _Call("leave", Service.leave, pb.LeaveRequest, ("run_id",)),
+    "CreateUpload": _Call("upload", Service.create_upload, pb.CreateUploadRequest, ("size",)),
+    "QueryUpload": _Call("upload", Service.query_upload, pb.UploadRef),
+    "CommitUpload": _Call("upload", Service.commit_upload, pb.UploadRef),
+    "ListFiles": _Call("download", Service.list_files, pb.FilesRequest),
+    "SubmitJob": _Call("submit", Service.submit_job, pb.SubmitRequest, ("name",)),
+    "ListJobs": _Call("list", Service.list_jobs, pb.JobRef),
+    "ShowJob": _Call("show", Service.show_job, pb.JobRef, ("job_id",)),
+    "AbortJob": _Call("abort", Service.abort_job, pb.JobRef, ("job_id",)),
+    "RollBack": _Call("roll_back", Service.roll_back, pb.RollBackRequest, ("job_id", "round")),
+}
+
+
+@contextmanager
+def listening(address: str, credentials: grpc.ServerCredentials, hub: Hub) -> Iterator[str]:
+    """Answer calls as long as the block runs.
+
+    Args:
+        address: HOST:PORT; port 0 takes a free one.
+        credentials: TLS that asks for a certificate.
+        hub: what calls are answered from.
+
+    Yields:
+        HOST:PORT as it is.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+    options = server_options(hub.limits)
+    workers = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="fedot-call")
+    server = grpc.server(workers, options=options)
+    with StallWatch(hub.limits.stall_timeout_s) as watch:
+        server.add_generic_rpc_handlers(_handlers(hub, watch))
+        try:
+            port = server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"cannot listen on {address}: is it taken, or not this machine's? Name another "
+                "--listen."
+            ) from error
+        server.start()
+        try:
+            yield f"{address.rpartition(':')[0]}:{port}"
+        finally:
+            # Who waits for a task holds a thread.
+            hub.board.shut()
+            server.stop(_STOP_GRACE_S).wait()
+
+
+def _handlers(hub: Hub, watch: StallWatch) -> tuple[grpc.GenericRpcHandler, ...]:
+    service, door, gate = Service(hub), _Door(hub), Gate(hub.limits)
+
+    def bulk(peer: Peer) -> Bulk:
+        allow = door.release(service, peer)
+        return Bulk(hub.uploads, hub.shelf, gate, watch, hub.telemetry, allow)
+
+    def control(call: _Call) -> grpc.RpcMethodHandler:
+        def answer(request: Any, context: grpc.ServicerContext) -> Any:
+            with answering(context), door.writing_down(context, call.action) as seen:
+                peer = seen.peer = door.let_in(context)
+                gate.call(peer.name)
+                door.allow(peer, call.action, _details(call, request))
+                return call.method(service, request, peer)
+
+        return grpc.unary_unary_rpc_method_handler(
+            answer,
+            request_deserializer=call.request.FromString,
+            response_serializer=_serialized,
+        )
+
+    def stream(
+        action: Action,
+        method: Callable[[Bulk, Caller, Any, grpc.ServicerContext], Iterator[bytes]],
+    ) -> Callable[[Any, grpc.ServicerContext], Iterator[bytes]]:
+        def answer(request: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
+            with answering(context), door.writing_down(context, action) as seen:
+                peer = seen.peer = door.let_in(context)
+                door.allow(peer, _FETCH.get(peer.role, action), {})
+                yield from method(bulk(peer), door.caller(peer), request, context)
+
+        return answer
+
+    calls = {name: control(call) for name, call in _CALLS.items()}
+    streams = {
+        APPEND.rpartition("/")[2]: grpc.stream_stream_rpc_method_handler(
+            stream("upload", Bulk.append)
+        ),
+        DOWNLOAD.rpartition("/")[2]: grpc.unary_stream_rpc_method_handler(
+            stream("download", Bulk.download)
+        ),
+    }
+    return (
+        grpc.method_handlers_generic_handler(_SERVICE, calls),
+        grpc.method_handlers_generic_handler(APPEND.split("/")[1], streams),
+    )
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Who a call turned out to be from."""
+
+    peer: Peer | None = None
+
+
+class _Door:
+    """Who calls, whether they may, and what is written down of it."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        # Refusals cost a line on disk each; a flood of them must not fill it.
+        self._lines = TokenBucket(_LINES_PER_S, _LINES_PER_S, time.monotonic)
+
+    def let_in(self, context: grpc.ServicerContext) -> Peer:
+        """Who calls.
+
+        Raises:
+            Denied: nobody that the owner admitted.
+        """
+        try:
+            return self._hub.members.peer_of(certificate_of(context), datetime.now(UTC))
+        except ProtocolError as error:
+            raise Denied(str(error)) from error
+
+    def allow(self, peer: Peer, action: Action, details: Mapping[str, str]) -> None:
+        """Ask roles and hooks.
+
+        Raises:
+            Denied: one of them refuses.
+        """
+        try:
+            self._hub.authorizer.check(Asked(peer, action, details))
+        except ProtocolError as error:
+            raise Denied(str(error)) from error
+
+    def caller(self, peer: Peer) -> Caller:
+        """The peer of a transfer, which is cut off when its certificate is revoked."""
+
+        def still_allowed() -> bool:
+            try:
+                return not self._hub.members.is_revoked(peer.fingerprint)
+            except FedotError:
+                return False
+
+        return Caller(peer.name, still_allowed)
+
+    def release(self, service: Service, peer: Peer) -> Callable[[Caller, Binding], None]:
+        """Asked before a file goes out; written down before its first byte."""
+
+        def released(caller: Caller, binding: Binding) -> None:
+            service.refuse_unless_readable(binding.message(), peer)
+            self._hub.audit.record(
+                "released",
+                peer,
+                run=binding.run_id,
+                round=binding.round,
+                digest=binding.digest,
+            )
+
+        return released
+
+    @contextmanager
+    def writing_down(self, context: grpc.ServicerContext, action: Action) -> Iterator[_Seen]:
+        """Note what is refused; what is allowed is noted where it is done."""
+        seen = _Seen()
+        try:
+            yield seen
+        except FedotError as error:
+            self._hub.telemetry.refused(_reason(error))
+            if not isinstance(error, TransportError) and self._lines.try_take(1.0) == 0:
+                self._hub.audit.record(
+                    "refused", seen.peer, action=action, why=str(error), where=context.peer()
+                )
+            raise
+
+
+# An owner downloads results, a site its bundle.
+_FETCH: Mapping[str, Action] = {"owner": "fetch"}
+
+
+def _reason(error: FedotError) -> str:
+    if isinstance(error, Busy):
+        return "limit"
+    if isinstance(error, Denied):
+        return "identity"
+    if isinstance(error, ProtocolError):
+        return "state"
+    return "wire" if isinstance(error, WireError) else "other"
+
+
+def _details(call: _Call, request: Any) -> Mapping[str, str]:
+    return {name: str(getattr(request, name))[:_LONGEST_DETAIL] for name in call.told}
+
+
+def _serialized(message: Any) -> bytes:
+    data: bytes = message.SerializeToString()
+    return data

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Protocol
 
 from fedot.cards import ResultCard
@@ -16,12 +15,15 @@ from fedot.errors import ProtocolError, WireError
 from fedot.transport import fedot_pb2 as pb
 from fedot.transport.audit_log import AuditLog
 from fedot.transport.authorize import Authorizer
-from fedot.transport.board import Board
+from fedot.transport.binding import Binding
+from fedot.transport.board import Answer, Board
+from fedot.transport.errors import Denied
+from fedot.transport.limits import Limits
 from fedot.transport.members import Members, Peer
 from fedot.transport.metrics import Telemetry
 from fedot.transport.shelf import Shelf
 from fedot.transport.site_book import SiteBook
-from fedot.transport.upload import UploadStore
+from fedot.transport.upload import UploadState, UploadStore
 
 __all__ = ["PROTOCOL", "Hub", "JobDesk", "Service"]
 
@@ -70,10 +72,11 @@ class Hub:
     audit: AuditLog
     telemetry: Telemetry
     jobs: JobDesk
+    limits: Limits
 
 
 class Service:
-    """The control calls of `fedot.proto`."""
+    """The control calls of `fedot.proto`; `fedot.transport.server` asks first who is calling."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
@@ -88,10 +91,14 @@ class Service:
         if not request.dataset_id or len(request.dataset_id) > 200:
             raise WireError("dataset_id must have 1 to 200 characters; see the site's policy.")
         self._hub.book.declare(peer.name, request.dataset_id)
+        self._hub.audit.record(
+            "hello", peer, dataset_id=request.dataset_id, version=request.version
+        )
         return pb.HelloReply(
             site=peer.name,
             role=peer.role,
-            certificate_days_left=self._hub.members.days_left(peer, datetime.now(UTC)),
+            chunk_bytes=self._hub.limits.chunk_bytes,
+            stall_timeout_s=self._hub.limits.stall_timeout_s,
         )
 
     def next(self, request: pb.NextRequest, peer: Peer) -> pb.NextReply:
@@ -115,6 +122,7 @@ class Service:
         """Withdraw from a run for good."""
         if not self._hub.board.is_in(peer.name, request.run_id):
             raise ProtocolError(f"{peer.name} is not in run {request.run_id[:64]!r}.")
+        self._hub.audit.record("left", peer, run=request.run_id)
         self._hub.book.withdraw(request.run_id, peer.name)
         self._hub.board.leave(peer.name, request.run_id)
         return pb.LeaveReply()
@@ -138,6 +146,15 @@ class Service:
         if not self._hub.uploads.is_committed(binding.site, binding.run_id, binding.round):
             self._refuse_unless_asked(binding)
         state = self._hub.uploads.commit(request.upload_id, binding)
+        self._hub.audit.record(
+            "received",
+            peer,
+            run=binding.run_id,
+            round=binding.round,
+            digest=binding.digest,
+            num_bytes=state.committed_offset,
+        )
+        self._hub.telemetry.uploaded(peer.name)
         self._hub.board.arrived(binding.site, binding.run_id, binding.round)
         return _status(state)
 
@@ -149,7 +166,7 @@ class Service:
             files=[pb.File(name=f.name, size=f.size, sha256=f.sha256) for f in files]
         )
 
-    def refuse_unless_readable(self, binding: pb.Binding, peer: Peer) -> None:
+    def refuse_unless_readable(self, message: pb.Binding, peer: Peer) -> None:
         """A site reads what belongs to the run that it is in; an owner reads everything.
 
         Raises:
@@ -157,7 +174,7 @@ class Service:
         """
         if peer.role == "owner":
             return
-        _own(binding, peer)
+        binding = _own(message, peer)
         if not self._hub.board.is_in(peer.name, binding.run_id):
             raise ProtocolError(
                 f"{peer.name} is not in run {binding.run_id[:64]!r}; {self._hub.board.now()}. "
@@ -171,7 +188,9 @@ class Service:
 
     def submit_job(self, request: pb.SubmitRequest, peer: Peer) -> pb.Job:
         """Queue a job."""
-        return self._hub.jobs.submit(request.name, request.config_yaml, peer.name)
+        job = self._hub.jobs.submit(request.name, request.config_yaml, peer.name)
+        self._hub.audit.record("submitted", peer, job=job.job_id, name=request.name)
+        return job
 
     def list_jobs(self, request: pb.JobRef, peer: Peer) -> pb.JobList:
         """All jobs."""
@@ -183,13 +202,15 @@ class Service:
 
     def abort_job(self, request: pb.JobRef, peer: Peer) -> pb.Job:
         """Stop a job."""
+        self._hub.audit.record("aborted", peer, job=request.job_id)
         return self._hub.jobs.abort(request.job_id, peer.name)
 
     def roll_back(self, request: pb.RollBackRequest, peer: Peer) -> pb.Job:
         """Go back to an earlier round."""
+        self._hub.audit.record("rolled_back", peer, job=request.job_id, round=request.round)
         return self._hub.jobs.roll_back(request.job_id, request.round)
 
-    def _refuse_unless_asked(self, binding: pb.Binding) -> None:
+    def _refuse_unless_asked(self, binding: Binding) -> None:
         board = self._hub.board
         if not board.is_open(binding.site, binding.run_id, binding.round):
             raise ProtocolError(
@@ -198,15 +219,35 @@ class Service:
             )
 
 
-def _own(binding: pb.Binding, peer: Peer) -> pb.Binding:
+def _own(message: pb.Binding, peer: Peer) -> Binding:
     """The binding, if it is the caller's own.
 
     Raises:
-        ProtocolError: it names another site.
+        Denied: it names another site.
+        WireError: it is none.
     """
+    binding = Binding.of(message)
     if binding.site != peer.name:
-        raise PermissionError(
-            f"the certificate is {peer.name}'s and the request names {binding.site[:64]!r}; a site "
-            "acts for itself only."
+        raise Denied(
+            f"the certificate is {peer.name}'s and the request names another site; a site acts for "
+            "itself only."
         )
     return binding
+
+
+def _status(state: UploadState) -> pb.UploadStatus:
+    return pb.UploadStatus(
+        upload_id=state.upload_id,
+        committed_offset=state.committed_offset,
+        is_committed=state.is_committed,
+    )
+
+
+def _next_reply(answer: Answer) -> pb.NextReply:
+    if answer.what == "run":
+        return pb.NextReply(run_json=answer.text)
+    if answer.what == "task":
+        return pb.NextReply(task_json=answer.text)
+    if answer.what == "over":
+        return pb.NextReply(over=pb.Over(run_id=answer.run_id, outcome=answer.text))
+    return pb.NextReply(wait=pb.Wait(why=answer.text))

@@ -139,15 +139,6 @@ def test_events_of_an_earlier_round_are_not_heard_in_the_next(board: Board) -> N
     assert board.next_event(0) is None
 
 
-def test_reason_to_stop_is_heard_also_in_the_next_round(board: Board) -> None:
-    opened(board, "a")
-    board.stop("aborted")
-    posted(board, 1, "a")
-    event = board.next_event(0)
-    assert event is not None
-    assert (event.kind, event.reason) == ("stop", "aborted")
-
-
 def test_waiting_site_is_woken_by_a_task(board: Board) -> None:
     opened(board, "a")
     heard: list[str] = []
