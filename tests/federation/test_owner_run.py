@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fedot.cards import RunCard
+from fedot.console import Console
 from fedot.emulator.bundle import read_bundle
 from fedot.errors import ConfigError, ProtocolError, RunStopped
 from fedot.federation.run import simulate
@@ -88,7 +89,7 @@ def test_quality_is_on_the_proxy_set_and_the_rest_has_its_reason(make_federation
 
 @pytest.mark.parametrize("emulator", ["kept", "none"])
 def test_without_proxy_every_number_is_null_with_the_reason(
-    make_federation: Make, emulator: str
+    make_federation: Make, emulator: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shared = ("emulator=none",) if emulator == "none" else ()
     federation = make_federation("data.proxy=null", *shared)
@@ -100,6 +101,9 @@ def test_without_proxy_every_number_is_null_with_the_reason(
         assert summary["notes"][name]
     assert summary["best_round"] == 2
     assert ("general_gap" in summary["notes"]) == (summary["general_gap"] is None)
+    with Console() as console:
+        console.summary_table(summary)
+    assert "data.proxy is not set" in " ".join(capsys.readouterr().out.split())
     assert write_report(federation.out).stat().st_size > 10_000
 
 

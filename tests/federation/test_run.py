@@ -201,6 +201,9 @@ def test_best_round_is_never_chosen_by_private_records(
     with_proxy = config_with(tiny_config, "privacy.unit=example")
     assert best_round(with_proxy, rounds) == 2
     assert best_round(config_from_dict(tiny_config), rounds) == 1
+    over_the_network = config_with(tiny_config, "data.clients={}")
+    assert best_round(over_the_network, rounds) == 2
+    assert best_round(config_with(tiny_config, "data.clients={}", "data.proxy=null"), rounds) == 3
 
 
 def test_a_broken_update_is_refused_and_the_round_goes_on(
