@@ -3,8 +3,8 @@
 Design note: the thread that receives never waits for the disk's cache to be flushed. It writes and
 hashes; the thread that answers calls `sync`, which covers all that was written before it began, and
 only then tells the offset. Of two streams into one upload the newer wins: who reconnects must not
-wait until the server notices that the old connection is dead. What the older had not made durable is
-cut off with it.
+wait until the server notices that the old connection is dead. What the older had not made durable
+is cut off with it.
 """
 
 from __future__ import annotations

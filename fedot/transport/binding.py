@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fedot.errors import WireError
 from fedot.transport import fedot_pb2 as wire
 
-__all__ = ["Binding", "check_name"]
+__all__ = ["Binding", "File", "check_name"]
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -56,6 +56,15 @@ class Binding:
         return wire.Binding(
             run_id=self.run_id, round=self.round, site=self.site, digest=self.digest
         )
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file on offer."""
+
+    name: str
+    size: int
+    sha256: str
 
 
 def check_name(name: str) -> str:

@@ -8,82 +8,28 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-import google_crc32c
 import grpc
 from google.protobuf.message import DecodeError
 
 from fedot.errors import PeerTimeout, TransportError, WireError
 from fedot.transport import fedot_pb2 as wire
 from fedot.transport.binding import Binding
-from fedot.transport.errors import Denied, OutOfStep
+from fedot.transport.errors import Denied
+from fedot.transport.frames import frame, offset_message, place_in, unframe
 from fedot.transport.limits import Gate
 from fedot.transport.shelf import Shelf
 from fedot.transport.stall import Pace, StallWatch, Watched
 from fedot.transport.upload import UploadStore
 
-__all__ = [
-    "APPEND",
-    "DOWNLOAD",
-    "FRAME_BYTES",
-    "Bulk",
-    "Caller",
-    "Meter",
-    "frame",
-    "offset_in",
-    "offset_message",
-    "unframe",
-]
+__all__ = ["Bulk", "Caller", "Meter"]
 
-APPEND = "/fedot.v1.Bulk/Append"
-DOWNLOAD = "/fedot.v1.Bulk/Download"
-FRAME_BYTES = 4
-UPLOAD_ID, OFFSET = "upload-id", "offset"
-_OFFSET_BYTES = 8
 # No pause is so long that the other side, or the watch, takes it for a stall.
 _NAP_S = 0.1
-
-
-def frame(chunk: bytes) -> bytes:
-    """A message: CRC-32C of the chunk, then the chunk."""
-    return google_crc32c.value(chunk).to_bytes(FRAME_BYTES, "big") + chunk
-
-
-def unframe(message: bytes, most_bytes: int) -> bytes:
-    """The chunk in a message.
-
-    Raises:
-        WireError: it is empty or too long.
-        OutOfStep: it was damaged; it can be sent again.
-    """
-    if not FRAME_BYTES < len(message) <= FRAME_BYTES + most_bytes:
-        raise WireError(
-            f"a bulk message of {len(message)} bytes; it must have {FRAME_BYTES} of CRC-32C, then "
-            f"1 to {most_bytes}."
-        )
-    chunk = message[FRAME_BYTES:]
-    if google_crc32c.value(chunk) != int.from_bytes(message[:FRAME_BYTES], "big"):
-        raise OutOfStep("a chunk was damaged on its way; send again from the last offset.")
-    return chunk
-
-
-def offset_message(offset: int) -> bytes:
-    """An acknowledgement."""
-    return offset.to_bytes(_OFFSET_BYTES, "big")
-
-
-def offset_in(message: bytes) -> int:
-    """The offset in an acknowledgement.
-
-    Raises:
-        WireError: it is none.
-    """
-    if len(message) != _OFFSET_BYTES:
-        raise WireError(f"an acknowledgement of {len(message)} bytes; it must have 8.")
-    return int.from_bytes(message, "big")
 
 
 class Meter(Protocol):
@@ -135,16 +81,11 @@ class Bulk:
         Raises:
             FedotError: as `UploadStore.append`, the limits, and a stalled or revoked peer.
         """
-        upload_id, offset = _place(context.invocation_metadata())
-        self.gate.call(caller.site)
-        with (
-            self.gate.stream(caller.site),
-            self.watch.watching(context.cancel, caller.still_allowed) as watched,
-        ):
-            chunks = self._chunks(caller.site, messages, context, watched)
+        upload_id, offset = place_in(context.invocation_metadata())
+        with self._flow(caller, context) as flow:
+            chunks = self._chunks(messages, flow)
             for durable in self.store.append(upload_id, caller.site, offset, chunks):
                 yield offset_message(durable)
-            _say_why(watched)
 
     def download(
         self, caller: Caller, request: bytes, context: grpc.ServicerContext
@@ -158,48 +99,36 @@ class Bulk:
         binding = Binding.of(asked.binding)
         if binding.site != caller.site:
             raise Denied("a download is bound to the site that asks; this one is another's.")
-        self.gate.call(caller.site)
         self.allow(caller, binding)
-        with (
-            self.gate.stream(caller.site),
-            self.watch.watching(context.cancel, caller.still_allowed) as watched,
-        ):
+        with self._flow(caller, context) as flow:
             opened, file = self.shelf.open(binding.digest, asked.name, asked.offset)
             try:
-                yield from self._read(
-                    caller.site, opened, file.size, asked.offset, context, watched
-                )
+                yield from self._read(opened, asked.offset, file.size, flow)
             finally:
                 os.close(opened)
             self.meter.downloaded(caller.site)
 
-    def _chunks(
-        self,
-        site: str,
-        messages: Iterator[bytes],
-        context: grpc.ServicerContext,
-        watched: Watched,
-    ) -> Iterator[bytes]:
+    @contextmanager
+    def _flow(self, caller: Caller, context: grpc.ServicerContext) -> Iterator[_Flow]:
+        self.gate.call(caller.site)
+        with (
+            self.gate.stream(caller.site),
+            self.watch.watching(context.cancel, caller.still_allowed) as watched,
+        ):
+            yield _Flow(self.gate, caller.site, context, watched)
+
+    def _chunks(self, messages: Iterator[bytes], flow: _Flow) -> Iterator[bytes]:
         try:
             for message in messages:
                 chunk = unframe(message, self.gate.limits.chunk_bytes)
-                watched.moved()
-                self.meter.received(site, len(chunk))
+                self.meter.received(flow.site, len(chunk))
                 yield chunk
-                self._pause(site, len(chunk), context, watched)
+                flow.passed(len(chunk))
         except grpc.RpcError as error:
-            _say_why(watched)
+            _say_why(flow.watched)
             raise TransportError("the connection broke off; go on from the last offset.") from error
 
-    def _read(
-        self,
-        site: str,
-        opened: int,
-        size: int,
-        offset: int,
-        context: grpc.ServicerContext,
-        watched: Watched,
-    ) -> Iterator[bytes]:
+    def _read(self, opened: int, offset: int, size: int, flow: _Flow) -> Iterator[bytes]:
         pace = Pace(self.gate.limits.chunk_bytes, self.gate.limits.stall_timeout_s)
         os.posix_fadvise(opened, offset, 0, os.POSIX_FADV_SEQUENTIAL)
         while offset < size:
@@ -208,20 +137,29 @@ class Bulk:
                 raise TransportError("the file became shorter while it was sent; ask again later.")
             began = time.monotonic()
             yield frame(chunk)
-            # It went into the connection: a peer that does not read lets nothing in.
-            watched.moved()
             pace.took(time.monotonic() - began)
             offset += len(chunk)
-            self.meter.sent(site, len(chunk))
-            self._pause(site, len(chunk), context, watched)
+            self.meter.sent(flow.site, len(chunk))
+            # It went into the connection: a peer that does not read lets nothing in.
+            flow.passed(len(chunk))
 
-    def _pause(
-        self, site: str, num_bytes: int, context: grpc.ServicerContext, watched: Watched
-    ) -> None:
-        until = time.monotonic() + self.gate.pace(site, num_bytes)
-        while (left := until - time.monotonic()) > 0 and context.is_active():
+
+@dataclass(frozen=True, slots=True)
+class _Flow:
+    """A transfer that is running."""
+
+    gate: Gate
+    site: str
+    context: grpc.ServicerContext
+    watched: Watched
+
+    def passed(self, num_bytes: int) -> None:
+        """Bytes went through; pause if that was too fast."""
+        self.watched.moved()
+        until = time.monotonic() + self.gate.pace(self.site, num_bytes)
+        while (left := until - time.monotonic()) > 0 and self.context.is_active():
             time.sleep(min(left, _NAP_S))
-            watched.moved()
+            self.watched.moved()
 
 
 def _say_why(watched: Watched) -> None:
@@ -229,17 +167,6 @@ def _say_why(watched: Watched) -> None:
         raise Denied("the certificate is not admitted any more; the transfer was cut off.")
     if watched.stalled:
         raise PeerTimeout("the transfer did not move for too long and was cut off; go on later.")
-
-
-def _place(metadata: Sequence[tuple[str, str | bytes]]) -> tuple[str, int]:
-    values = [value for key, value in metadata if key == UPLOAD_ID]
-    offsets = [value for key, value in metadata if key == OFFSET]
-    if len(values) != 1 or len(offsets) != 1:
-        raise WireError(f"an append needs {UPLOAD_ID} and {OFFSET} in its metadata, once each.")
-    upload_id, offset = str(values[0]), str(offsets[0])
-    if not (offset.isascii() and offset.isdigit() and len(offset) < 20):
-        raise WireError("an append's offset must be a whole number of bytes.")
-    return upload_id, int(offset)
 
 
 def _download_request(request: bytes) -> wire.DownloadRequest:

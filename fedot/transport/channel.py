@@ -21,21 +21,13 @@ from google.protobuf.message import Message
 
 from fedot.errors import PeerTimeout, TransportError, WireError
 from fedot.transport import fedot_pb2 as wire
-from fedot.transport.binding import Binding, check_name
-from fedot.transport.bulk import (
-    APPEND,
-    DOWNLOAD,
-    OFFSET,
-    UPLOAD_ID,
-    offset_in,
-    unframe,
-)
+from fedot.transport.binding import Binding, File, check_name
 from fedot.transport.draft import Draft
 from fedot.transport.errors import OutOfStep, UnknownUpload, error_of
+from fedot.transport.frames import APPEND, DOWNLOAD, offset_in, place_metadata, unframe
 from fedot.transport.options import channel_options
 from fedot.transport.retries import Retries
 from fedot.transport.sending import Sending, Source
-from fedot.transport.shelf import File
 from fedot.transport.stall import Pace, StallWatch
 
 __all__ = ["Channel", "Done"]
@@ -211,7 +203,7 @@ class Channel:
     def _append(self, status: wire.UploadStatus, source: Source, progress: Done) -> None:
         offset = status.committed_offset
         sending = Sending(source, offset, Pace(self._chunk_bytes, self._timeout_s))
-        place = ((UPLOAD_ID, status.upload_id), (OFFSET, str(offset)))
+        place = place_metadata(status.upload_id, offset)
         with self._linked() as channel:
             call = channel.stream_stream(APPEND)(sending.messages(), metadata=place)
             try:

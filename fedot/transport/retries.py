@@ -64,6 +64,6 @@ class Retries:
     def _wait_s(self, error: TransportError, tries: int) -> float:
         if isinstance(error, OutOfStep) and not tries:
             return 0.0
-        wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** min(tries, 16))
-        wait *= self.rng.uniform(0.5, 1.0)
+        longest = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** min(tries, 16))
+        wait = longest * self.rng.uniform(0.5, 1.0)
         return error.retry_after_s + wait if isinstance(error, Busy) else wait

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedot.errors import ConfigError, WireError
-from fedot.transport.bulk import frame
+from fedot.transport.frames import frame
 from fedot.transport.stall import Pace
 
 __all__ = ["WINDOW_BYTES", "Sending", "Source"]

@@ -13,18 +13,9 @@ from hashlib import file_digest
 from pathlib import Path
 
 from fedot.errors import ConfigError, WireError
-from fedot.transport.binding import check_name
+from fedot.transport.binding import File, check_name
 
-__all__ = ["File", "Shelf"]
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """A file on offer."""
-
-    name: str
-    size: int
-    sha256: str
+__all__ = ["Shelf"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from fedot.errors import FedotError
+
 __all__ = ["Pace", "StallWatch", "Watched"]
 
 _LOOKS_PER_TIMEOUT = 4
@@ -37,7 +39,11 @@ class Watched:
         """Cut it off if it has stalled or is not allowed any more."""
         if self.stalled or self.forbidden:
             return
-        self.forbidden = not self._still_allowed()
+        try:
+            self.forbidden = not self._still_allowed()
+        except FedotError:
+            # Whom nobody can vouch for is not let on.
+            self.forbidden = True
         self.stalled = now - self._moved > timeout_s
         if self.forbidden or self.stalled:
             self._cut()
@@ -66,7 +72,7 @@ class StallWatch:
 
         Args:
             cut: called once, from another thread, when it has stalled or is not allowed any more.
-            still_allowed: asked about once a second; must be quick and must not raise.
+            still_allowed: asked about once a second; must be quick; an error means no.
         """
         watched = Watched(cut, still_allowed, time.monotonic())
         with self._guard:
