@@ -28,11 +28,10 @@ from fedot.cards import ResultCard, RunCard, TaskCard
 from fedot.engines.remote import STATE_FILE
 from fedot.messages import digest_of
 from fedot.transport import fedot_pb2 as pb
-from fedot.transport.binding import Binding
+from fedot.transport.binding import Binding, File
 from fedot.transport.channel import Channel
 from fedot.transport.identity import init_owner, read_kit, request_certificate, sign_request
 from fedot.transport.service import PROTOCOL
-from fedot.transport.shelf import File
 
 NUM_PROCESSES = 4
 NUM_UPDATES = 8

@@ -11,10 +11,9 @@ from fedot.emulator.manifest import MANIFEST, read_manifest
 from fedot.errors import ConfigError, WireError
 from fedot.journal import sync_folder
 from fedot.messages import Progress
-from fedot.transport.binding import Binding
+from fedot.transport.binding import Binding, File
 from fedot.transport.channel import Channel, Done
 from fedot.transport.identity import Kit
-from fedot.transport.shelf import File
 
 __all__ = ["fetch_bundle", "shown"]
 

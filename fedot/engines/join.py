@@ -28,11 +28,10 @@ from fedot.errors import (
 )
 from fedot.messages import ClientResult, Progress
 from fedot.transport import fedot_pb2 as pb
-from fedot.transport.binding import Binding
+from fedot.transport.binding import Binding, File
 from fedot.transport.channel import Channel
 from fedot.transport.identity import Kit
 from fedot.transport.service import PROTOCOL
-from fedot.transport.shelf import File
 
 if TYPE_CHECKING:
     from fedot.client.round import Site

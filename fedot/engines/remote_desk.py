@@ -14,10 +14,9 @@ from typing import Self
 from fedot.errors import ConfigError, WireError
 from fedot.messages import Progress
 from fedot.transport import fedot_pb2 as pb
-from fedot.transport.binding import Binding
+from fedot.transport.binding import Binding, File
 from fedot.transport.channel import Channel
 from fedot.transport.identity import read_kit
-from fedot.transport.shelf import File
 
 __all__ = ["RESULTS", "RemoteDesk"]
 

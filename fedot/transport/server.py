@@ -20,8 +20,9 @@ from fedot.errors import ConfigError, FedotError, ProtocolError, TransportError,
 from fedot.transport import fedot_pb2 as pb
 from fedot.transport.authorize import Action, Asked
 from fedot.transport.binding import Binding
-from fedot.transport.bulk import APPEND, DOWNLOAD, Bulk, Caller
+from fedot.transport.bulk import Bulk, Caller
 from fedot.transport.errors import Busy, Denied, answering
+from fedot.transport.frames import APPEND, DOWNLOAD
 from fedot.transport.limits import Gate, TokenBucket
 from fedot.transport.members import Peer
 from fedot.transport.options import server_options

@@ -206,6 +206,10 @@ class UploadStore:
             for row in self._table.whole(run_id, round)
         ]
 
+    def is_committed(self, site: str, run_id: str, round: int) -> bool:
+        """Whether a site's update of a round is here, whole."""
+        return any(row.binding.site == site for row in self._table.whole(run_id, round))
+
     def drop(self, run_id: str, round: int) -> None:
         """Forget a round: its files are kept elsewhere now, or not needed. Streams are cut off."""
         self._forget(self._table.of_round(run_id, round))
