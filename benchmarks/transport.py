@@ -148,19 +148,10 @@ def against_peers(label: str, mine: Row, peers: list[Row]) -> list[Row]:
         return []
     rate = mine["mb_per_s"] / max(row["mb_per_s"] for row in peers)
     memory = min(larger_side(row) for row in peers) / larger_side(mine)
+    name = f"{label}: of rate and memory over the peers' best, the"
     return [
-        mark(
-            f"{label}: better of rate and memory over the peers' best",
-            max(rate, memory),
-            "at_least",
-            3.0,
-        ),
-        mark(
-            f"{label}: worse of rate and memory over the peers' best",
-            min(rate, memory),
-            "at_least",
-            1.0,
-        ),
+        mark(f"{name} larger gain", max(rate, memory), "at_least", 3.0),
+        mark(f"{name} smaller gain", min(rate, memory), "at_least", 1.0),
     ]
 
 

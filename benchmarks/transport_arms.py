@@ -31,6 +31,7 @@ class Load(NamedTuple):
 
     @property
     def payload(self) -> Path:
+        """The file to send."""
         return self.work / f"payload-{self.size}"
 
 

@@ -67,6 +67,7 @@ class Flower:
         return found
 
     def stop(self) -> None:
+        """End both, and with them what they started."""
         for process in self._processes.values():
             process.terminate()
         for process in self._processes.values():

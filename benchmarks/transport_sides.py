@@ -30,13 +30,16 @@ class Job(NamedTuple):
 
     @property
     def payload(self) -> Path:
+        """The file to send."""
         return self.work / f"payload-{self.size}"
 
     @property
     def received(self) -> Path:
+        """Where the receiver leaves it."""
         return self.work / "received"
 
     def key(self, name: str) -> str:
+        """The path of a certificate or key."""
         return str(self.work / "keys" / name)
 
     def keys(self) -> tuple[bytes, bytes, bytes]:

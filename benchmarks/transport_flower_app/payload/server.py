@@ -22,7 +22,11 @@ def exchange(grid: Grid, way: str, source: str) -> tuple[float, Message, float]:
     content = RecordDict({"config": ConfigRecord({"way": way, "source": source})})
     if way == "down":
         content["arrays"] = ArrayRecord({"payload": Array(np.fromfile(source, np.float32))})
-    [reply] = grid.send_and_receive([Message(content, nodes[0], "train")], timeout=7200)
+    sent = list(grid.push_messages([Message(content, nodes[0], "train")]))
+    # As Grid.send_and_receive does, which looks for replies only every three seconds.
+    while not (replies := list(grid.pull_messages(sent))):
+        time.sleep(0.1)
+    [reply] = replies
     if way == "up":
         reply.content["arrays"]["payload"].numpy()
     return begin, reply, time.monotonic()
@@ -37,10 +41,8 @@ def main(grid: Grid, context: Context) -> None:
         report.with_suffix(".part").write_text(json.dumps({"error": reply.error.reason}))
     else:
         seen = reply.content["seen"]
-        if way == "up":
-            crc = zlib.crc32(reply.content["arrays"]["payload"].numpy())
-        else:
-            crc = seen["crc"]
+        came_up = way == "up"
+        crc = zlib.crc32(reply.content["arrays"]["payload"].numpy()) if came_up else seen["crc"]
         times = {"begin": begin, "in": seen["in"], "out": seen["out"], "end": end, "crc": crc}
         report.with_suffix(".part").write_text(json.dumps(times))
     report.with_suffix(".part").rename(report)
