@@ -75,17 +75,19 @@ def environment(python: str) -> dict[str, str]:
 
 
 @contextmanager
-def sides(command: list[str], load: Load, way: str, sync: int) -> Iterator[dict[str, Any]]:
+def sides(
+    command: list[str], work: Path, size: int, way: str, sync: int = 0
+) -> Iterator[dict[str, Any]]:
     """The server's and the client's process of a script, both ready."""
     port = free_port()
     processes: dict[str, subprocess.Popen[str]] = {}
     # Below 5 MB/s something hangs; killed, the sides end whatever waits for them.
-    late = threading.Timer(60 + load.size / 5e6, lambda: [p.kill() for p in processes.values()])
+    late = threading.Timer(60 + size / 5e6, lambda: [p.kill() for p in processes.values()])
     late.start()
     try:
         for side in ("server", "client"):
-            rest = [side, way, str(load.work), str(port), str(load.size), str(sync)]
-            log = load.work / f"{side}.log"
+            rest = [side, way, str(work), str(port), str(size), str(sync)]
+            log = work / f"{side}.log"
             with log.open("w", encoding="utf-8") as errors:
                 processes[side] = subprocess.Popen(
                     [*command, *rest],
@@ -130,7 +132,7 @@ def pair(script: str, python: str, measures: dict[str, str], sync: int = 0) -> A
         received = load.work / "received"
         received.unlink(missing_ok=True)
         os.sync()
-        with sides([python, str(HERE / script)], load, way, sync) as both:
+        with sides([python, str(HERE / script)], load.work, load.size, way, sync) as both:
             roots = {side: process.pid for side, process in both.items()}
             with Watch(roots) as watch:
                 time.sleep(0.2)

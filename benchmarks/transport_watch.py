@@ -18,6 +18,9 @@ INTERVAL_S = 0.05
 SPARE_BYTES = 2 << 30
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
+# Moments of the monotonic clock, and each side's memory in bytes.
+Series = list[tuple[float, dict[str, int]]]
+
 
 def kib_of(path: str, key: str) -> int:
     """A value of /proc/PID/status or /proc/meminfo in KiB; 0 for a process that has ended."""
@@ -71,6 +74,7 @@ class Watch:
     def __init__(self, roots: dict[str, int]) -> None:
         self.peaks = dict.fromkeys(roots, 0)
         self._is_short = False
+        self.series: Series = []
         self._roots = roots
         self._seconds: dict[int, float] = {}  # of each process, kept when it has ended
         self._used: list[tuple[float, float]] = []
@@ -101,12 +105,15 @@ class Watch:
                         os.kill(pid, signal.SIGKILL)
 
     def _sample(self, found: dict[str, set[int]]) -> None:
+        memory = {}
         for side, pids in found.items():
             anonymous = sum(kib_of(f"/proc/{pid}/status", "RssAnon:") for pid in pids) * 1024
+            memory[side] = anonymous
             self.peaks[side] = max(self.peaks[side], anonymous)
             for pid in pids:
                 if stat := stat_of(str(pid)):
                     self._seconds[pid] = stat[1]
+        self.series.append((time.monotonic(), memory))
         self._used.append((time.monotonic(), sum(self._seconds.values())))
 
     def processor_seconds(self, begin: float, end: float) -> float:

@@ -25,7 +25,7 @@ def exchange(grid: Grid, way: str, source: str) -> tuple[float, Message, float]:
     sent = list(grid.push_messages([Message(content, nodes[0], "train")]))
     # As Grid.send_and_receive does, which looks for replies only every three seconds.
     while not (replies := list(grid.pull_messages(sent))):
-        time.sleep(0.1)
+        time.sleep(0.3)
     [reply] = replies
     if way == "up":
         reply.content["arrays"]["payload"].numpy()
