@@ -45,7 +45,7 @@ def stream(work: Path, size: int) -> Row:
     used = watch.processor_seconds(found["begin"], found["end"])
     row: Row = {"what": "stream", "bytes": size, "seconds": seconds}
     row |= {"mb_per_s": size / MB / seconds, "cpu_s_per_gb": used / (size / 1e9)}
-    row |= {"sha256_site": found["sha256"], "sha256_server": told["sha256"]}
+    row |= {"site": ends(found), "server": ends(told)}
     row |= {"bytes_on_disk": told["bytes_on_disk"], "load": os.getloadavg()[0]}
     within = [point for point in watch.series if found["begin"] <= point[0] <= found["end"]]
     for side in roots:
@@ -53,6 +53,11 @@ def stream(work: Path, size: int) -> Row:
         row[f"{side}_growth_mb"] = growth(within, side) / MB
         row[f"{side}_mb_over_time"] = thinned(within, side)
     return row
+
+
+def ends(side: Row) -> Row:
+    """What a side saw of the object: both digests, of all its bytes."""
+    return {key: side[key] for key in ("sha256", "crc32c")}
 
 
 def growth(series: Series, side: str) -> float:
@@ -74,7 +79,7 @@ def kills(work: Path, minutes: float) -> Row:
 
 def stream_marks(row: Row) -> list[Row]:
     name = f"{row['bytes'] / 1e9:g} GB stream"
-    same = row["sha256_site"] == row["sha256_server"]
+    same = row["site"] == row["server"]
     found = [mark(f"{name}: digests agree", float(same), "at_least", 1.0)]
     for side in ("server", "client"):
         found.append(mark(f"{name}: {side}'s MB", row[f"{side}_mb"], "at_most", 150.0))

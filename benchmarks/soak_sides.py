@@ -10,6 +10,7 @@ import json
 import time
 from hashlib import sha256
 
+import google_crc32c
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from fedot.transport.disk import Disk
 from fedot.transport.sending import Source
@@ -39,24 +40,28 @@ class Generated(Source):
         num_bytes = min(num_bytes, CHUNK_BYTES, self.size - offset)
         return stream.update(memoryview(ZEROS)[: skip + num_bytes])[skip:]
 
-    def digest(self) -> str:
-        found = sha256()
+    def digests(self) -> tuple[str, int]:
+        """SHA-256 and CRC-32C of all of it."""
+        found, crc = sha256(), 0
         for offset in range(0, self.size, CHUNK_BYTES):
-            found.update(self.read(offset, CHUNK_BYTES))
-        return found.hexdigest()
+            chunk = self.read(offset, CHUNK_BYTES)
+            found.update(chunk)
+            crc = google_crc32c.extend(crc, chunk)
+        return found.hexdigest(), crc
 
 
 class NoDisk(Disk):
-    """A disk that keeps names and drops contents."""
+    """A disk that keeps names and drops contents, all but their CRC-32C."""
 
     def __init__(self) -> None:
-        self.next = 0
+        self.next = self.crc = 0
 
     def write(self, file: int, data: memoryview, offset: int) -> None:
         """Drop it; it must come in order."""
         if offset != self.next:
             raise ConfigError(f"byte {offset} came after {self.next}; the stream has a gap.")
         self.next = offset + len(data)
+        self.crc = google_crc32c.extend(self.crc, bytes(data))
 
     def read(self, file: int, num_bytes: int, offset: int) -> bytes:
         """There is nothing; the store has to have hashed it when it came."""
@@ -66,12 +71,15 @@ class NoDisk(Disk):
 def serve_server(mine: Job) -> None:
     make_identities(mine.work / "fedot")
     folder = mine.work / "fedot" / "uploads"
-    with UploadStore(folder, LIMITS, NoDisk()) as store:
+    disk = NoDisk()
+    with UploadStore(folder, LIMITS, disk) as store:
 
         def committed() -> None:
             [update] = store.committed(RUN, 1)
             on_disk = sum(path.stat().st_size for path in folder.glob("*.update"))
-            print(json.dumps({"sha256": update.digest, "bytes_on_disk": on_disk}), flush=True)
+            # The store has compared SHA-256 of what came with this digest, or it were not here.
+            told = {"sha256": update.digest, "crc32c": disk.crc, "bytes_on_disk": on_disk}
+            print(json.dumps(told), flush=True)
 
         server = Server(mine.work / "fedot", store, committed)
         server.start(mine.port)
@@ -81,13 +89,13 @@ def serve_server(mine: Job) -> None:
 
 def serve_client(mine: Job) -> None:
     source = Generated(mine.size)
-    digest = source.digest()
+    digest, crc = source.digests()
     print("ready", flush=True)
     input()
     with channel(mine.work / "fedot", mine.port) as opened:
         begin = time.monotonic()
         opened.upload(binding(digest), source)
-        found = {"begin": begin, "end": time.monotonic(), "sha256": digest}
+        found = {"begin": begin, "end": time.monotonic(), "sha256": digest, "crc32c": crc}
     print(json.dumps(found), flush=True)
 
 

@@ -88,12 +88,13 @@ class Server:
             self.shelf,
             Gate(LIMITS),
             enter(StallWatch(LIMITS.stall_timeout_s)),
-            enter(Telemetry(self._members, lambda: True)),
+            enter(Telemetry(self._members, lambda: (True, {}))),
             lambda caller, binding: None,
         )
         self._owner = work / "owner"
 
     def start(self, port: int) -> None:
+        """Answer the one site."""
         server = grpc.server(ThreadPoolExecutor(8), options=server_options(LIMITS))
         calls = {
             "CreateUpload": (wire.CreateUploadRequest, self._create),
@@ -113,6 +114,7 @@ class Server:
         self._stack.callback(lambda: server.stop(0).wait())
 
     def stop(self) -> None:
+        """Answer no more."""
         self._stack.close()
 
     def _caller(self, context: grpc.ServicerContext) -> Caller:
