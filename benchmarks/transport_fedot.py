@@ -46,11 +46,12 @@ def make_identities(work: Path) -> None:
     """The owner's folder, and a kit for the one site."""
     init_owner(work / "owner", "bench", [])
     asked = request_certificate(SITE, work / "site")
-    sign_request(work / "owner", asked.csr, asked.fingerprint, "site")
+    kit = sign_request(work / "owner", asked.csr_path, asked.fingerprint, "site")
+    kit.rename(work / "site" / "kit")
 
 
 def channel(work: Path, port: int) -> Channel:
-    kit = read_kit(next((work / "owner").rglob("*.kit*")))
+    kit = read_kit(work / "site" / "kit")
     key = work / "site" / f"{SITE}.key"
     credentials = lambda: kit.channel_credentials(key)  # noqa: E731
     return Channel(f"localhost:{port}", credentials, random.Random(0), give_up_after_s=60)
