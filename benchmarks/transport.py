@@ -22,7 +22,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from record import Row, mark, write
-from transport_arms import Arm, Load, crc_of, flower_arm, pair
+from transport_arms import Arm, Load, Run, crc_of, flower_arm, pair
 from transport_keys import write_keys
 from transport_watch import ShortOfMemory, available_bytes
 
@@ -73,16 +73,17 @@ def all_arms(peers: str | None) -> dict[str, Arm]:
     return arms
 
 
-def measure(name: str, arm: Arm, load: Load, way: str, repeats: int) -> Row:
-    """Medians over the repeats, with the slowest and the fastest."""
-    runs = []
-    for _ in range(repeats):
-        if load.size < available_bytes() / 4:
-            crc_of(load.payload)  # It is in the page cache now, for every arm alike.
-        runs.append(arm(load, way))
-    rates = [load.size / MB / run.seconds for run in runs]
-    used = [run.processor_seconds / (load.size / 1e9) for run in runs]
-    row: Row = {"arm": name, "way": way, "bytes": load.size, "repeats": repeats}
+def run_once(arm: Arm, load: Load, way: str) -> Run:
+    if load.size < available_bytes() / 4:
+        crc_of(load.payload)  # It is in the page cache now, for every arm alike.
+    return arm(load, way)
+
+
+def row_of(name: str, way: str, size: int, runs: list[Run]) -> Row:
+    """Medians over the runs, with the slowest and the fastest."""
+    rates = [size / MB / run.seconds for run in runs]
+    used = [run.processor_seconds / (size / 1e9) for run in runs]
+    row: Row = {"arm": name, "way": way, "bytes": size, "repeats": len(runs)}
     row |= {"mb_per_s": statistics.median(rates), "spread": [min(rates), max(rates)]}
     for side in ("server", "client"):
         row[f"{side}_mb"] = max(getattr(run, f"{side}_bytes") for run in runs) / MB
@@ -104,20 +105,36 @@ def sizes_that_fit(rows: list[Row], name: str, way: str, size: int) -> list[int]
     return [gb * 10**9 for gb in range(most, 0, -1)]
 
 
-def measure_what_fits(
-    rows: list[Row], name: str, arm: Arm, work: Path, way: str, size: int, repeats: int
-) -> Row:
-    """A row; where the memory does not allow `size`, of the largest that it does, and saying so."""
-    for candidate in sizes_that_fit(rows, name, way, size):
-        try:
-            row = measure(name, arm, load_of(work, candidate), way, repeats)
-        except ShortOfMemory:
-            continue
-        if candidate < size:
-            row["asked_bytes"] = size
-            row["note"] += f"; {size / 1e9:g} GB does not fit into this machine's memory"
-        return row
-    return {"arm": name, "way": way, "asked_bytes": size, "note": "does not fit into memory"}
+def measure(
+    rows: list[Row], arms: dict[str, Arm], work: Path, way: str, size: int, repeats: int
+) -> list[Row]:
+    """A row of each arm; where the memory does not allow `size`, of the largest that it does.
+
+    The arms take turns, so that what else the machine does meets all of them.
+    """
+    left = {name: sizes_that_fit(rows, name, way, size) for name in arms}
+    runs: dict[str, list[Run]] = {name: [] for name in arms}
+    for _ in range(repeats):
+        for name, arm in arms.items():
+            while left[name]:
+                try:
+                    runs[name].append(run_once(arm, load_of(work, left[name][0]), way))
+                except ShortOfMemory:
+                    left[name].pop(0)
+                    runs[name].clear()
+                else:
+                    break
+    return [row_or_excuse(name, way, size, left[name], runs[name]) for name in arms]
+
+
+def row_or_excuse(name: str, way: str, size: int, left: list[int], runs: list[Run]) -> Row:
+    if not runs:
+        return {"arm": name, "way": way, "asked_bytes": size, "note": "does not fit into memory"}
+    row = row_of(name, way, left[0], runs)
+    if left[0] < size:
+        row["asked_bytes"] = size
+        row["note"] += f"; {size / 1e9:g} GB does not fit into this machine's memory"
+    return row
 
 
 def marks(rows: list[Row]) -> list[Row]:
@@ -196,10 +213,10 @@ def main() -> None:
         for size in sizes:
             repeats = options.repeats if size < 5e9 else 1
             for way in ("up", "down"):
-                for name, arm in arms.items():
-                    row = measure_what_fits(rows, name, arm, work, way, size, repeats)
-                    rows.append(row)
+                new = measure(rows, arms, work, way, size, repeats)
+                for row in new:
                     show(row)
+                rows += new
     finally:
         shutil.rmtree(work)
     found = marks(rows)
