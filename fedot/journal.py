@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,10 +192,10 @@ class Journal:
         self._db.execute("COMMIT")
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file that is there whole after a crash, or not at all."""
+def write_durably(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Write a file that is there whole after a crash, or not at all; keys take mode 0o600."""
     draft = path.with_name(f".{path.name}.part")
-    with draft.open("wb") as file:
+    with open(draft, "wb", opener=partial(os.open, mode=mode)) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -41,7 +41,7 @@ FLOORS = {
     "models": 2,
     "data": 2,
     "transport": 2,
-    "journal": 2,
+    "journal": 1,
     "compression": 1,
     "privacy": 1,
     "cards": 0,

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 import typer
 from typer import exceptions as typer_errors
 
-from fedot.cli import audit, budget, emulator, run
+from fedot.cli import audit, budget, emulator, pki, run
 from fedot.console import Console
 from fedot.errors import FedotError
 
@@ -33,6 +33,7 @@ run.add_to(app)
 emulator.add_to(app)
 budget.add_to(app)
 audit.add_to(app)
+pki.add_to(app)
 
 
 def main() -> None:

@@ -1,0 +1,69 @@
+"""When a site tries again: longer and longer, never in step with others, as long as it takes."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from fedot.errors import TransportError
+from fedot.transport.errors import Busy, OutOfStep
+
+__all__ = ["Retries"]
+
+_T = TypeVar("_T")
+_FIRST_WAIT_S = 0.2
+_LONGEST_WAIT_S = 30.0
+# Both sides then disagree about something that asking again does not mend.
+_MOST_OUT_OF_STEP = 8
+
+
+@dataclass(frozen=True)
+class Retries:
+    """Runs something until it works.
+
+    Attributes:
+        rng: spreads the waiting times, so that a hundred sites do not come back at once.
+        give_up_after_s: without progress; None: never.
+        sleep: how to wait; an error that it raises ends the trying.
+        clock: seconds, never backwards.
+    """
+
+    rng: random.Random
+    give_up_after_s: float | None = None
+    sleep: Callable[[float], object] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+
+    def run(self, attempt: Callable[[], _T], reached: Callable[[], int] = lambda: 0) -> _T:
+        """Call `attempt` until it returns, or fails for good.
+
+        Args:
+            attempt: raises `TransportError` when it can be tried again.
+            reached: how far it has come; whoever comes further starts with short waits again.
+        """
+        tries, began, before = 0, self.clock(), reached()
+        while True:
+            try:
+                return attempt()
+            except TransportError as error:
+                if reached() > before:
+                    tries, began, before = 0, self.clock(), reached()
+                if self._is_over(error, tries, began):
+                    raise
+                self.sleep(self._wait_s(error, tries))
+                tries += 1
+
+    def _is_over(self, error: TransportError, tries: int, began: float) -> bool:
+        if isinstance(error, OutOfStep) and tries >= _MOST_OUT_OF_STEP:
+            return True
+        limit = self.give_up_after_s
+        return limit is not None and self.clock() - began >= limit
+
+    def _wait_s(self, error: TransportError, tries: int) -> float:
+        if isinstance(error, OutOfStep) and not tries:
+            return 0.0
+        longest = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** min(tries, 16))
+        wait = longest * self.rng.uniform(0.5, 1.0)
+        return error.retry_after_s + wait if isinstance(error, Busy) else wait
