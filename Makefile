@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast lint format clean peers bench-demo bench-codec bench-dp
-.PHONY: bench-codec-utility fuzz proto
+.PHONY: bench-codec-utility bench-transport soak fuzz proto
 
 help:
 	@echo "make demo       run a whole federation on this machine's own Python documentation"
@@ -17,6 +17,8 @@ help:
 	@echo "make bench-codec, make fuzz: the codec against its peers, and against hostile bytes"
 	@echo "make bench-dp   a step with DP beside one without, and beside Opacus (half an hour)"
 	@echo "make bench-codec-utility  what chains cost in recovery (about half an hour)"
+	@echo "make bench-transport  1 GB and 10 GB beside a bare gRPC stream, Flower and NVFlare"
+	@echo "make soak       128 GB through an upload, with memory watched (a quarter of an hour)"
 	@echo "make clean      remove .venv and caches (keeps runs/)"
 
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -81,6 +83,12 @@ SHARED ?= ../shared
 
 bench-codec-utility: $(VENV)/.base
 	$(BIN)/python benchmarks/codec_utility.py $(if $(wildcard $(SHARED)/models),--shared $(SHARED)) $(ARGS)
+
+bench-transport: $(VENV)/.base peers
+	$(BIN)/python benchmarks/transport.py --peers .venv-peers/bin/python $(ARGS)
+
+soak: $(VENV)/.base
+	$(BIN)/python benchmarks/soak.py $(ARGS)
 
 fuzz: $(VENV)/.base
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris

@@ -158,7 +158,7 @@ class Channel:
     def upload(
         self,
         binding: Binding,
-        source: Path | bytes,
+        source: Path | bytes | Source,
         metadata_json: str = "{}",
         progress: Done = _quiet,
     ) -> wire.UploadStatus:
@@ -176,7 +176,7 @@ class Channel:
             reached = max(reached, offset)
             progress(offset, size)
 
-        with Source(source) as opened:
+        with source if isinstance(source, Source) else Source(source) as opened:
             request = wire.CreateUploadRequest(
                 binding=binding.message(), size=opened.size, metadata_json=metadata_json
             )
