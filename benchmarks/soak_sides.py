@@ -12,13 +12,13 @@ from hashlib import sha256
 
 import google_crc32c
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from fedot.transport.disk import Disk
-from fedot.transport.sending import Source
-from fedot.transport.upload import UploadStore
 from transport_fedot import LIMITS, RUN, Server, binding, channel, make_identities
 from transport_sides import CHUNK_BYTES, Job, job, serve
 
 from fedot.errors import ConfigError
+from fedot.transport.disk import Disk
+from fedot.transport.sending import Source
+from fedot.transport.upload import UploadStore
 
 AES_BLOCK = 16
 KEY = sha256(b"fedot soak").digest()

@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from transport_sides import Job, job, serve
+
+from fedot.transport import fedot_pb2 as wire
 from fedot.transport.binding import Binding
 from fedot.transport.bulk import Bulk, Caller
 from fedot.transport.channel import Channel
@@ -33,9 +36,6 @@ from fedot.transport.server_tls import certificate_of, server_credentials
 from fedot.transport.shelf import Shelf
 from fedot.transport.stall import StallWatch
 from fedot.transport.upload import UploadState, UploadStore
-from transport_sides import Job, job, serve
-
-from fedot.transport import fedot_pb2 as wire
 
 SITE, RUN, NAME = "bench-site", "bench", "payload"
 # Above the largest object of the soak.

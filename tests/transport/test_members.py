@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -201,20 +202,27 @@ def test_a_missing_list_lets_nobody_in(members: Members, tmp_path: Path) -> None
         Members(tmp_path / "members.json")
 
 
-def admit_some(path: Path, which: str) -> None:
-    for n in range(5):
-        Members(path).add(certificate(f"{which}{n}"), "site", NOW)
+ADMIT = """
+import sys
+from datetime import datetime
+from pathlib import Path
+from fedot.transport.members import Members
+path, now, *certificates = sys.argv[1:]
+for certificate in certificates:
+    Members(Path(path)).add(Path(certificate).read_bytes(), "site", datetime.fromisoformat(now))
+"""
 
 
 def test_changes_from_several_processes_all_last(members: Members, tmp_path: Path) -> None:
     path = tmp_path / "members.json"
-    spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=admit_some, args=(path, which)) for which in "pq"]
-    for process in processes:
-        process.start()
-    admit_some(path, "r")
-    for process in processes:
-        process.join()
+    processes = []
+    for which in "pqr":
+        files = [tmp_path / f"{which}{n}.crt" for n in range(5)]
+        for file in files:
+            file.write_bytes(certificate(file.stem))
+        command = [sys.executable, "-c", ADMIT, str(path), NOW.isoformat(), *map(str, files)]
+        processes.append(subprocess.Popen(command))
+    assert [process.wait() for process in processes] == [0, 0, 0]
     assert members.sites(NOW) == sorted(f"{which}{n}" for which in "pqr" for n in range(5))
 
 
