@@ -1,10 +1,9 @@
 """One stream of bytes into one upload: written by one thread, made durable by another.
 
-Design note: the thread that receives never waits for the disk's cache to be flushed. It writes and
-hashes; the thread that answers calls `sync`, which covers all that was written before it began, and
-only then tells the offset. Of two streams into one upload the newer wins: who reconnects must not
-wait until the server notices that the old connection is dead. What the older had not made durable
-is cut off with it.
+Design note: the thread that receives writes, and waits for nothing else. The thread that answers
+calls `sync`, which hashes what was written before it began, makes it durable, and only then tells
+the offset. Of two streams into one upload the newer wins: who reconnects must not wait until the
+server notices that the old connection is dead. What the older had not made durable is cut off.
 """
 
 from __future__ import annotations
@@ -21,11 +20,13 @@ from fedot.transport.errors import Busy, OutOfStep
 
 __all__ = ["ACK_BYTES", "Appending", "Part"]
 
-ACK_BYTES = 2 * 2**20
+ACK_BYTES = 4 * 2**20
 # A slow stream is acknowledged so often, or the other side would take it for a dead one.
 _ACK_S = 0.5
 _DISK_RETRY_S = 30.0
 _BLOCK_BYTES = 2**20
+# Twice what an honest site has on its way.
+_MOST_AHEAD = 2**24
 
 
 class Part:
@@ -101,7 +102,10 @@ class Appending:
                     f"the upload goes on at byte {part.durable}, not at {offset}; ask for its "
                     "offset again."
                 )
-            self._written, self._hashed, self._hash = offset, part.hashed, part.hash.copy()
+            self._written, self._hash = offset, part.hash.copy()
+            # After a restart the hash lies behind, and `hash_up` reads the file in the end.
+            self._hashes = part.hashed == offset
+            self._unhashed: list[bytes] = []
             self._file = disk.open(part.path)
             part.stream = self
             try:
@@ -118,7 +122,10 @@ class Appending:
             TransportError: the stream was cut off.
             Busy: the disk does not take them.
         """
-        with self._part.changed:
+        part = self._part
+        with part.changed:
+            # Whoever sends faster than the disk takes it must not fill the memory.
+            part.changed.wait_for(lambda: self._ahead() < _MOST_AHEAD or part.stream is not self)
             self._check_open()
             end = self._written + len(chunk)
             if end > self._part.size:
@@ -130,13 +137,12 @@ class Appending:
                 self._disk.write(self._file, memoryview(chunk), self._written)
             except OSError as error:
                 raise _disk_error(error) from error
-            if self._hashed == self._written:
-                self._hash.update(chunk)
-                self._hashed = end
-            was_clean = self._written == self._part.durable
+            if self._hashes:
+                self._unhashed.append(chunk)
+            was_clean = self._ahead() == 0
             self._written = end
-            if was_clean or end - self._part.durable >= ACK_BYTES:
-                self._part.changed.notify_all()
+            if was_clean or self._ahead() >= ACK_BYTES:
+                part.changed.notify_all()
 
     def take(self, chunks: Iterator[bytes]) -> None:
         """Write all that comes; for a thread of its own. `sync` raises what this meets."""
@@ -168,20 +174,25 @@ class Appending:
         part = self._part
         with part.changed:
             self._check_open()
-            point = (self._written, self._hashed, self._hash.copy())
+            written, chunks, self._unhashed = self._written, self._unhashed, []
+        for chunk in chunks:
+            self._hash.update(chunk)
         try:
             self._disk.fdatasync(self._file)
             with part.changed:
                 self._check_open()
-                part.durable, part.hashed, part.hash = point
+                part.durable = written
+                if self._hashes:
+                    part.hashed, part.hash = written, self._hash.copy()
+                part.changed.notify_all()
             # A newer stream may record more before this; the table never goes back.
-            self._record(point[0])
+            self._record(written)
         except (OSError, sqlite3.OperationalError) as error:
             # The kernel may have dropped the pages that it could not write: they are lost, and
             # another fdatasync would not say so.
             part.cut()
             raise _disk_error(error) from error
-        return point[0]
+        return written
 
     def end(self) -> None:
         """Let go of the part, and raise what `take` met."""
@@ -199,10 +210,14 @@ class Appending:
                 self._file = -1
             self._part.changed.notify_all()
 
+    def _ahead(self) -> int:
+        """How much is written that is not durable."""
+        return self._written - self._part.durable
+
     def _is_due(self, num_bytes: int) -> bool:
         part = self._part
         is_open = part.stream is self
-        return not is_open or self._ended or self._written - part.durable >= num_bytes
+        return not is_open or self._ended or self._ahead() >= num_bytes
 
     def _check_open(self) -> None:
         if self._part.stream is not self:
