@@ -1,6 +1,6 @@
 """How bulk bytes look on the wire: a chunk with its checksum, an acknowledgement, a place.
 
-Every bulk message is 4 bytes of CRC-32C (big endian) and the chunk; every acknowledgement is 8 bytes
+Every bulk message is 4 bytes of CRC-32C (big endian) and the chunk; an acknowledgement is 8 bytes
 (big endian). What an append goes on with stands in its metadata.
 """
 
