@@ -116,6 +116,11 @@ class Gate:
             with self._guard:
                 self._streams[site] -= 1
 
+    def open_streams(self, site: str) -> int:
+        """How many transfers a site has open."""
+        with self._guard:
+            return self._streams.get(site, 0)
+
     def pace(self, site: str, num_bytes: int) -> float:
         """Count bytes of a transfer; how many seconds to pause before the next ones."""
         rate = self.limits.bytes_per_s
