@@ -26,6 +26,8 @@ ARMS: dict[str, list[str]] = {
     "blocks, no DP": ["privacy.unit=none"],
     "LoRA, no DP": ["privacy.unit=none", "adapter.kind=lora"],
     "LoRA, epsilon 8": [],
+    "LoRA, epsilon 3": ["privacy.target_epsilon=3"],
+    "LoRA, epsilon 1": ["privacy.target_epsilon=1"],
 }
 QUALITY = ("full_zero_shot", "full_tuned", "emulator_zero_shot", "emulator_tuned", "plug_in")
 
@@ -109,6 +111,9 @@ def marks(rows: list[Row]) -> list[Row]:
             r["plug_in_gain"] / r["plug_in_gain_se"] for r in rows if r["arm"] == "LoRA, epsilon 8"
         )
         found.append(mark("epsilon 8: gain over zero-shot, SE over records", least, "at_least", 2))
+        if free:
+            kept = over_seeds(rows, "LoRA, epsilon 8", "recovery")[0] / best
+            found.append(mark("epsilon 8: part of the recovery without DP", kept, "at_least", 0.6))
     return found
 
 
