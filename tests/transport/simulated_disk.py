@@ -112,11 +112,9 @@ class SimulatedDisk(Disk):
         self._step()
         super().rename(before, after)
         moved = self._now[before.name]
-        self._change("drop", before.name, None)
-        # In one step with the line above, as renames are.
-        kind, name, _ = self._changes.pop()
-        self._changes.append((f"move:{after.name}", name, moved))
-        assert kind == "drop"
+        # One change: after a crash a file has one of both names.
+        self._changes.append((f"move:{after.name}", before.name, moved))
+        del self._now[before.name]
         self._now[after.name] = moved
         self._step()
 
