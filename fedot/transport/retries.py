@@ -43,21 +43,20 @@ class Retries:
             attempt: raises `TransportError` when it can be tried again.
             reached: how far it has come; whoever comes further starts with short waits again.
         """
-        tries, began, before = 0, self.clock(), reached()
+        tries, disagreed, began, before = 0, 0, self.clock(), reached()
         while True:
             try:
                 return attempt()
             except TransportError as error:
                 if reached() > before:
-                    tries, began, before = 0, self.clock(), reached()
-                if self._is_over(error, tries, began):
+                    tries, disagreed, began, before = 0, 0, self.clock(), reached()
+                disagreed = disagreed + 1 if isinstance(error, OutOfStep) else 0
+                if disagreed > _MOST_OUT_OF_STEP or self._has_run_out(began):
                     raise
                 self.sleep(self._wait_s(error, tries))
                 tries += 1
 
-    def _is_over(self, error: TransportError, tries: int, began: float) -> bool:
-        if isinstance(error, OutOfStep) and tries >= _MOST_OUT_OF_STEP:
-            return True
+    def _has_run_out(self, began: float) -> bool:
         limit = self.give_up_after_s
         return limit is not None and self.clock() - began >= limit
 

@@ -25,7 +25,6 @@ Code = grpc.StatusCode
 
 @pytest.fixture
 def server(parties: Path, tmp_path: Path) -> Iterator[BulkServer]:
-    # A long time for a slow machine between two chunks of an honest site, none for these.
     limits = Limits(max_calls_per_s=1000, stall_timeout_s=1.0, max_streams_per_site=3)
     with BulkServer(parties, tmp_path / "store", limits) as started:
         yield started
@@ -242,12 +241,10 @@ def test_a_site_that_sends_one_byte_and_then_nothing_is_cut_off(
         yield frame(b"\0")
         over.wait(PATIENCE_S)
 
-    calls = [
-        raw.stream_stream(APPEND)(dribble(), metadata=place_metadata(upload_id, 0)),
-    ]
+    call = raw.stream_stream(APPEND)(dribble(), metadata=place_metadata(upload_id, 0))
     _honest_upload(server)
     with refused(Code.CANCELLED, Code.DEADLINE_EXCEEDED, Code.UNKNOWN):
-        list(calls[0])
+        list(call)
     over.set()
     _wait_until_free(server)
     assert offset_of(server, upload_id) == 1
@@ -268,24 +265,27 @@ def test_a_site_that_never_reads_its_download_is_cut_off(
         list(call)
 
 
-def test_one_site_cannot_hold_more_than_its_streams(server: BulkServer, raw: grpc.Channel) -> None:
+def test_one_site_cannot_hold_more_than_its_streams(parties: Path, tmp_path: Path) -> None:
     over = threading.Event()
 
     def hold() -> Iterator[bytes]:
         yield frame(b"\0")
         over.wait(PATIENCE_S)
 
-    calls = []
-    for round in range(3):
-        place = place_metadata(create(raw, binding(round=round + 1)), 0)
-        call = raw.stream_stream(APPEND)(hold(), metadata=place)
-        next(call)
-        calls.append(call)
-    fourth = create(raw, binding(round=4))
-    with refused(Code.RESOURCE_EXHAUSTED):
-        append(raw, fourth, 0, iter([frame(b"\0")]))
-    _honest_upload(server)
-    over.set()
+    limits = Limits(max_calls_per_s=1000, max_streams_per_site=2)
+    with BulkServer(parties, tmp_path / "store", limits) as server:
+        credentials = server.credentials("hospital-a")
+        with grpc.secure_channel(f"127.0.0.1:{server.port}", credentials) as raw:
+            calls = []
+            for round in (1, 2):
+                place = place_metadata(create(raw, binding(round=round)), 0)
+                calls.append(raw.stream_stream(APPEND)(hold(), metadata=place))
+                next(calls[-1])
+            third = create(raw, binding(round=3))
+            with refused(Code.RESOURCE_EXHAUSTED):
+                append(raw, third, 0, iter([frame(b"\0")]))
+            _honest_upload(server)
+            over.set()
 
 
 def test_a_flood_of_calls_is_refused_with_a_time_to_come_again(

@@ -211,6 +211,17 @@ def test_disagreement_about_offsets_ends_after_some_tries() -> None:
     assert 10**6 - failing.left < 20
 
 
+def test_one_disagreement_after_many_broken_connections_is_not_the_end() -> None:
+    errors = iter([*[TransportError("cut")] * 20, OutOfStep("elsewhere")])
+
+    def attempt() -> str:
+        if (error := next(errors, None)) is not None:
+            raise error
+        return "done"
+
+    assert retries(Clock()).run(attempt) == "done"
+
+
 def test_progress_starts_short_waits_again() -> None:
     clock, done = Clock(), 0
 
