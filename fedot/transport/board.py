@@ -18,6 +18,7 @@ __all__ = ["Answer", "Board", "Event", "Posted", "Presence"]
 Phase = Literal["idle", "download", "train", "store", "upload", "failed"]
 # Who has not called for so long has gone: a waiting site calls every `wait_s`, a busy one reports.
 _GONE_AFTER_S = 60.0
+_ABSENT = "absent"
 # Ended runs that a site may still ask about.
 _MOST_OUTCOMES = 1000
 
@@ -47,6 +48,7 @@ class Presence:
         since: when the phase began, by the board's clock.
         seen: when it last called.
         is_late: asked, and the deadline has passed.
+        is_gone: it has not called for long.
     """
 
     site: str
@@ -56,6 +58,7 @@ class Presence:
     round: int = 0
     reason: str = ""
     is_late: bool = False
+    is_gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +240,11 @@ class Board:
                 and site in posted.cards
             )
 
+    def open_round(self) -> int:
+        """The round that is asked now, 0 for none."""
+        with self._changed:
+            return self._posted.round if self._posted else 0
+
     def now(self) -> str:
         """Where the open run stands, for a refusal."""
         with self._changed:
@@ -284,9 +292,15 @@ class Board:
         """Every site that has called or is asked; times are ages in seconds instead of moments."""
         with self._changed:
             now, late = self._clock(), self._late()
-            unseen = {site: Presence(site, "absent", now, now) for site in self._run_cards}
+            unseen = {site: Presence(site, _ABSENT, now, now) for site in self._run_cards}
             return [
-                replace(p, since=now - p.since, seen=now - p.seen, is_late=site in late)
+                replace(
+                    p,
+                    since=now - p.since,
+                    seen=now - p.seen,
+                    is_late=site in late,
+                    is_gone=p.phase == _ABSENT or now - p.seen >= _GONE_AFTER_S,
+                )
                 for site, p in sorted((unseen | self._presence).items())
             ]
 
