@@ -19,7 +19,7 @@ from fedot.federation.expiry import daily, ending_soon
 from fedot.federation.job_desk import Desk
 from fedot.federation.jobs import JobQueue
 from fedot.federation.results import run_id_of
-from fedot.federation.serve import Server, Watcher
+from fedot.federation.serve import Server, Watcher, drop_uploads
 from fedot.transport.audit_log import AuditLog
 from fedot.transport.authorize import Authorizer, load_hooks
 from fedot.transport.board import Board
@@ -88,6 +88,8 @@ def open_server(settings: ServerSettings, watcher: Watcher) -> Iterator[Server]:
             run_id = run_id_of(queue.run_folder(job.job_id))
             if job.state in ("done", "failed", "aborted") and run_id is not None:
                 board.close_run(run_id, job.state)
+                # The last server may have been killed before it did.
+                drop_uploads(uploads, run_id, job)
         host, port = _address(settings.metrics)
         try:
             telemetry = Telemetry(members, lambda: _health(board, queue), host, port)

@@ -25,13 +25,14 @@ from fedot.federation.jobs import Job, JobQueue
 from fedot.federation.results import pack_results, run_id_of
 from fedot.messages import ClientInfo, Progress
 from fedot.transport.service import Hub
+from fedot.transport.upload import UploadStore
 
 if TYPE_CHECKING:
     from fedot.engines.engine import Engine
     from fedot.federation.owner_run import RunStart
     from fedot.federation.work import OnRound
 
-__all__ = ["Server", "Watcher"]
+__all__ = ["Server", "Watcher", "drop_uploads"]
 
 logger = logging.getLogger(__name__)
 
@@ -150,8 +151,7 @@ class Server:
         run_id = run_id_of(self._queue.run_folder(job.job_id))
         if run_id is not None:
             self._hub.board.close_run(run_id, outcome)
-            for round in range(1, config_from_yaml(job.config_yaml).federation.rounds + 1):
-                self._hub.uploads.drop(run_id, round)
+            drop_uploads(self._hub.uploads, run_id, job)
 
     def _run(self, job: Job) -> None:
         # torch comes in here.
@@ -241,6 +241,12 @@ class Server:
     def _round_closed(self, metrics: Mapping[str, Any]) -> None:
         self._hub.audit.record("round_closed", round=metrics["round"])
         self._watcher.on_round(metrics)
+
+
+def drop_uploads(uploads: UploadStore, run_id: str, job: Job) -> None:
+    """Keep no update of a run that has ended."""
+    for round in range(1, config_from_yaml(job.config_yaml).federation.rounds + 1):
+        uploads.drop(run_id, round)
 
 
 def run_card(start: RunStart, site: str) -> RunCard:
