@@ -20,10 +20,10 @@ from fedot.report.formats import (
     in_bytes,
     in_seconds,
     loss_text,
-    percent,
     printable,
     shortened,
 )
+from fedot.report.transfers import Transfers
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -39,7 +39,6 @@ _WIDEST = 100
 # A round has a line of its own (`round_line`), so its bar ends without one.
 _ROUND = "round "
 _NAME_LENGTH = 21
-_MOST_CLIENTS = 8
 _LOSSES = {"plug_in": "plug-in", "emulator": "emulator"}
 
 
@@ -67,6 +66,7 @@ class Console:
         self._width = width
         self._since: dict[str, float] = {}
         self._tasks: dict[str, TaskID] = {}
+        self._transfers = Transfers()
 
     def __enter__(self) -> Console:
         return self
@@ -90,6 +90,21 @@ class Console:
             self.info(f"{stage} ...")
         if ended:
             self._end(stage)
+
+    def transfer(self, name: str, done: int, total: int) -> None:
+        """Show how far a transfer is, in bytes, its rate and the time that is left.
+
+        A `fedot.messages.Progress` too. Off a terminal a long one has a line now and then, and one
+        that is soon over has none.
+        """
+        name = printable(name)
+        state, line = self._transfers.moved(name, done, total)
+        if self._out.is_terminal and done < total:
+            self._move_bar(name, done, total, state)
+        elif name in self._tasks:
+            self._remove_bar(name)
+        if line:
+            self.info(line)
 
     def round_line(self, metrics: Mapping[str, Any]) -> None:
         """One line for one round, from what stands in its line of `metrics.jsonl`."""
@@ -119,7 +134,9 @@ class Console:
     def estimate_table(self, cost: Estimate) -> None:
         """What a run would cost, for `--dry-run`."""
         table = _new_table(("estimate", 21), ("value", 17), ("what it is", None))
-        for row in _estimate_rows(cost):
+        from fedot.report.rows import estimate_rows
+
+        for row in estimate_rows(cost):
             _add(table, *row)
         self._out.print(table, width=min(self._out.width, _WIDEST))
 
@@ -211,7 +228,6 @@ class Console:
     def _bars(self) -> Progress:
         from rich.progress import (
             BarColumn,
-            MofNCompleteColumn,
             Progress,
             TextColumn,
             TimeRemainingColumn,
@@ -220,30 +236,36 @@ class Console:
         return Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}", markup=False),
             TimeRemainingColumn(compact=True),
             console=self._out,
             transient=True,
             refresh_per_second=4,
         )
 
-    def _move_bar(self, stage: str, done: int, total: int) -> None:
+    def _move_bar(self, stage: str, done: int, total: int, state: str = "") -> None:
         known = total if total > 0 else None
+        state = state or f"{done}/{total if known else '?'}"
         if stage in self._tasks:
-            self._bars.update(self._tasks[stage], completed=done, total=known)
+            self._bars.update(self._tasks[stage], completed=done, total=known, state=state)
             return
         if not self._tasks:
             self._bars.start()
-        self._tasks[stage] = self._bars.add_task(shortened(stage, 36), total=known, completed=done)
+        self._tasks[stage] = self._bars.add_task(
+            shortened(stage, 36), total=known, completed=done, state=state
+        )
+
+    def _remove_bar(self, stage: str) -> None:
+        self._bars.remove_task(self._tasks.pop(stage))
+        if not self._tasks:
+            self._bars.stop()
 
     def _end(self, stage: str) -> None:
         seconds = monotonic() - self._since.pop(stage)
-        task = self._tasks.pop(stage, None)
-        if task is not None:
-            self._bars.remove_task(task)
+        if stage in self._tasks:
+            self._remove_bar(stage)
             if self._tasks:
                 return
-            self._bars.stop()
         if not stage.startswith(_ROUND):
             self.info(f"{stage}: {in_seconds(seconds)}")
 
@@ -308,81 +330,20 @@ def _loss_cells(number: Quality | None) -> tuple[str, str]:
 
 
 def _results(summary: Summary) -> Table:
+    from fedot.report.rows import bytes_cells, epsilon_rows
     from fedot.report.wording import key_numbers
 
     table = _new_table(("result", 21), ("value", 17), ("what it means", None))
     for number in key_numbers(summary):
         value = number.value + (" nats" if number.unit else "")
         _add(table, number.label, value, number.meaning)
-    for row in _epsilon_rows(summary):
+    for row in epsilon_rows(summary):
         _add(table, *row)
-    _add(table, "bytes of updates", *_bytes_cells(summary))
+    _add(table, "bytes of updates", *bytes_cells(summary))
     parts = {stage: seconds for stage, seconds in summary.seconds.items() if seconds is not None}
     spent = ", ".join(f"{stage} {in_seconds(seconds)}" for stage, seconds in parts.items())
     _add(table, "time", in_seconds(sum(parts.values())) if parts else "not known", spent)
     return table
-
-
-def _epsilon_rows(summary: Summary) -> Iterable[tuple[str, str, str]]:
-    from fedot.report.wording import (
-        absent,
-        client_level_sentence,
-        privacy_sentence,
-        privacy_unit,
-    )
-
-    privacy = summary.privacy
-    meaning = f"Bounds what updates reveal about {privacy_unit(summary)}."
-    level = privacy.client_level
-    if level is not None and level.epsilon is not None:
-        yield "epsilon of a client", epsilon_text(level.epsilon), client_level_sentence(summary)
-    if privacy.unit == "none":
-        yield "epsilon", "no DP", privacy_sentence(summary)
-    elif privacy.unit == "client":
-        return
-    elif not privacy.spent:
-        yield "epsilon", "not known", absent(summary, "privacy")
-    else:
-        target = f" of {privacy.target_epsilon:g}" if privacy.target_epsilon is not None else ""
-        shown = sorted(privacy.spent.items(), key=lambda pair: -pair[1])
-        hidden = len(shown) - _MOST_CLIENTS
-        for name, epsilon in shown[:_MOST_CLIENTS] if hidden > 0 else privacy.spent.items():
-            yield f"epsilon {name}", epsilon_text(epsilon) + target, meaning
-            meaning = ""
-        if hidden > 0:
-            yield f"epsilon, {hidden} others", f"at most {epsilon_text(shown[-hidden][1])}", ""
-
-
-def _estimate_rows(cost: Estimate) -> Iterable[tuple[str, str, str]]:
-    sizes = f"of {cost.full_parameters:,} in the full model"
-    yield "emulator parameters", f"{cost.emulator_parameters:,}", sizes
-    yield "adapter parameters", f"{cost.adapter_parameters:,}", "What trains and travels."
-    yield "memory, client", in_bytes(cost.client_bytes), "About; weights and training together."
-    yield "memory, simulation", in_bytes(cost.server_bytes), "About; full model, emulator, client."
-    yield "time", in_seconds(cost.seconds), "About, on this machine, measured on a few records."
-    ratio = percent(cost.sent_bytes / cost.float32_bytes)
-    meaning = f"All updates, {ratio} of them as float32 (measured on noise), by {cost.chain}."
-    yield "bytes sent", in_bytes(cost.sent_bytes), meaning
-    if cost.chain_reason:
-        yield "chain", cost.chain, cost.chain_reason
-    yield "bytes received", in_bytes(cost.received_bytes), "All states; the bundle apart."
-    if cost.client_epsilon is not None:
-        meaning = "For all its records, towards all but the model owner."
-        yield "epsilon of a client", epsilon_text(cost.client_epsilon), meaning
-    elif not cost.epsilon:
-        yield "epsilon", "no DP", "privacy.unit is none: nothing bounds what updates tell."
-    for name, epsilon in cost.epsilon.items():
-        noise = f"Noise multiplier {cost.noise_multiplier[name]:.3f}."
-        yield f"epsilon {name}", epsilon_text(epsilon), noise
-
-
-def _bytes_cells(summary: Summary) -> tuple[str, str]:
-    wire = summary.wire
-    if not wire.float32_bytes:
-        return "none", "No update was sent."
-    value = f"{in_bytes(wire.sent_bytes)} of {in_bytes(wire.float32_bytes)}"
-    ratio = percent(wire.sent_bytes / wire.float32_bytes)
-    return value, f"Sent: {ratio} of the same updates as float32."
 
 
 def _add(table: Table, *cells: str, bold: bool = False) -> None:

@@ -27,7 +27,7 @@ _KIT = Path("pki/owner.kit.json")
 
 def add_to(app: typer.Typer) -> None:
     """Add this file's verbs."""
-    app.add_typer(job, name="job", help="A server's jobs: submit, list, show, watch, abort, fetch.")
+    app.add_typer(job, name="job", help="A server's jobs: submit, list, show, watch, fetch.")
 
 
 @job.command()
@@ -83,9 +83,11 @@ def watch(job_id: Id, server: Server = _SERVER, kit: Kit = _KIT) -> None:
             for line in changes(seen, told):
                 console.info(line)
             rounds = rounds_of(told)
-            for metrics in rounds[shown:]:
-                console.round_line(metrics)
-            seen, shown = told, len(rounds)
+            for metrics in rounds:
+                if metrics["round"] > shown:
+                    console.round_line(metrics)
+                    shown = metrics["round"]
+            seen = told
         if seen is None or seen.state != "done":
             raise typer.Exit(2)
 
@@ -96,6 +98,14 @@ def abort(job_id: Id, server: Server = _SERVER, kit: Kit = _KIT) -> None:
     with _desk(server, kit) as (desk, console):
         told = desk.abort(job_id)
         console.info(f"{told.job_id} {'is aborted' if told.state == 'aborted' else 'will stop'}")
+
+
+@job.command()
+def resume(job_id: Id, server: Server = _SERVER, kit: Kit = _KIT) -> None:
+    """Queue a failed or aborted job again; its run goes on where it stopped."""
+    with _desk(server, kit) as (desk, console):
+        told = desk.resume(job_id)
+        console.info(f"{told.job_id} is {told.state} again; sites that have left must join again")
 
 
 @job.command()
@@ -120,7 +130,7 @@ def fetch(
 ) -> None:
     """Download a finished job: adapters, summary, report."""
     with _desk(server, kit) as (desk, console):
-        desk.fetch(job_id, out, console.progress)
+        desk.fetch(job_id, out, console.transfer)
         console.info(f"wrote {out}; report: {out / 'report.html'}")
 
 

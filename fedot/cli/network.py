@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -54,7 +55,10 @@ def serve(
     with Console() as console:
         watcher = Watcher(console.info, console.progress, console.round_line, write_report)
         with open_server(settings, watcher) as server:
-            signal.signal(signal.SIGTERM, lambda number, frame: server.stop())
+            # Not in the handler itself: what it interrupted may hold the lock that it needs.
+            signal.signal(
+                signal.SIGTERM, lambda number, frame: threading.Thread(target=server.stop).start()
+            )
             if config is not None and job is not None:
                 server.submit_once(config.stem, job, "owner")
             if not server.work(until_done):
@@ -97,7 +101,7 @@ def join(
         elif dry_run:
             console.table(OFFER_COLUMNS, offer_rows(*site.look(console.info)))
         else:
-            console.info(site.take_part(console.progress, console.info, stay=stay))
+            console.info(site.take_part(console.transfer, console.info, stay=stay))
 
 
 def poc(

@@ -19,6 +19,7 @@ __all__ = ["fetch_bundle", "shown"]
 
 # A manifest names files and blocks; this is far above any.
 _MOST_MANIFEST_BYTES = 2**24
+_STAGE = "get bundle"
 
 
 def fetch_bundle(
@@ -35,6 +36,8 @@ def fetch_bundle(
     """
     whole = folder / card.bundle_digest
     if whole.is_dir():
+        # The site may have been told of another owner since.
+        read_manifest(whole, kit.verify)
         return whole
     draft = folder / f"{card.bundle_digest}.part"
     draft.mkdir(parents=True, exist_ok=True)
@@ -47,21 +50,29 @@ def fetch_bundle(
             f"{_MOST_MANIFEST_BYTES}. Ask the model owner."
         )
 
-    def get(name: str, digest: str) -> None:
+    def get(name: str, digest: str, moved: Done) -> None:
         # One that is there was checked when it was renamed.
         if not (draft / name).exists():
             file = File(name, offered[name].size, digest)
-            channel.download(binding, file, draft / name, shown(progress, f"get {name}"))
+            channel.download(binding, file, draft / name, moved)
 
-    get(MANIFEST, card.bundle_digest)
+    get(MANIFEST, card.bundle_digest, lambda done, size: None)
     files = read_manifest(draft, kit.verify)["files"]
-    _refuse_without_room(draft, sum(offered[name].size for name in files))
+    num_bytes, before = sum(offered[name].size for name in files), 0
+    _refuse_without_room(draft, num_bytes)
     for name, digest in sorted(files.items()):
-        get(name, digest)
+        get(name, digest, _part_of_all(progress, before, num_bytes))
+        before += offered[name].size
     sync_folder(draft)
     os.replace(draft, whole)
     sync_folder(folder)
+    progress(_STAGE, num_bytes, num_bytes)
     return whole
+
+
+def _part_of_all(progress: Progress, before: int, num_bytes: int) -> Done:
+    """Many files are one stage; it ends when the bundle is there, not with a last byte."""
+    return lambda done, size: progress(_STAGE, min(before + done, num_bytes - 1), num_bytes)
 
 
 def shown(progress: Progress, stage: str) -> Done:

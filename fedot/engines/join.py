@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ from fedot.errors import (
 )
 from fedot.messages import ClientResult, Progress
 from fedot.transport import fedot_pb2 as pb
+from fedot.transport.authorize import HookRefusal
 from fedot.transport.binding import Binding, File
 from fedot.transport.channel import Channel
 from fedot.transport.identity import Kit
@@ -35,10 +37,14 @@ from fedot.transport.service import PROTOCOL
 
 if TYPE_CHECKING:
     from fedot.client.round import Site
+    from fedot.engines.local_site import Offer
     from fedot.models.adapters import Adapter
     from fedot.privacy.noise import NoiseSource
 
-__all__ = ["join"]
+__all__ = ["Consent", "join"]
+
+Consent = Callable[[RunCard, "Offer"], None]
+"""Raises if the site is not to take part in a run that its policy allows."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,14 +52,18 @@ logger = logging.getLogger(__name__)
 _WAIT_S = 20.0
 # How often a busy site says that it is alive.
 _REPORT_S = 5.0
-
+_PAUSE_S = 1.0
+_LONGEST_WHY = 200
+# What a round has in common with its run.
+_AGREED = ("run_id", "planned_rounds", "training", "privacy", "payload", "seed")
 
 _FAILURES: Mapping[type[FedotError], str] = {
-    BudgetError: "the site's privacy budget or policy does not allow the round",
-    ConfigError: "the site's policy or files do not allow the round",
+    BudgetError: "the site's privacy budget or policy does not allow it",
+    ConfigError: "the site's policy or files do not allow it",
     WireError: "the site refused what it was sent",
-    ProtocolError: "the site could not do the round, or training diverged",
-    FedotError: "the site could not do the round",
+    HookRefusal: "the site's own rules do not allow it",
+    ProtocolError: "the site could not do it, or training diverged",
+    FedotError: "the site could not do it",
 }
 
 
@@ -73,6 +83,8 @@ def join(
     *,
     progress: Progress,
     say: Callable[[str], None],
+    consent: Consent = lambda card, offer: None,
+    before_asking: Callable[[], None] = lambda: None,
     make_noise: Callable[[], NoiseSource] | None = None,
 ) -> str:
     """Take part in one run, until it is over.
@@ -81,7 +93,9 @@ def join(
         channel: to the server.
         kit: who the site is, and whose bundles it trusts.
         owner: the site's records and terms.
-        progress: is told about transfers.
+        progress: is told about transfers, in bytes.
+        consent: asked once for every run, before anything of it is downloaded; raises to refuse.
+        before_asking: called before each question to the server.
         say: is told what happens, a line each.
         make_noise: as in `run_round`.
 
@@ -100,39 +114,75 @@ def join(
     channel.call("Hello", hello, pb.HelloReply)
     say(f"{owner.name} is in; waiting for a run")
     ready: _Ready | None = None
+    why = ""
     while True:
+        before_asking()
+        began = time.monotonic()
         run_id = ready.card.run_id if ready else ""
         request = pb.NextRequest(run_id=run_id, wait_s=_WAIT_S)
         reply = channel.call("Next", request, pb.NextReply, _WAIT_S)
         what = reply.WhichOneof("what")
         if what == "over":
-            return str(reply.over.outcome)
+            return str(reply.over.outcome)[:_LONGEST_WHY]
         if what == "run_json":
+            # What the last run needed is let go before the next one is loaded.
+            ready = None
             card = RunCard.read(reply.run_json)
             say(f"run {card.name}: {card.planned_rounds} rounds planned for this site")
-            ready = _get_ready(channel, kit, owner, card, progress)
+            with _refusals_told(channel, card.run_id, 0):
+                ready = _get_ready(channel, kit, owner, card, consent, progress)
             say("ready; waiting for rounds")
         elif what == "task_json" and ready is not None:
             task = TaskCard.read(reply.task_json)
-            _refuse_other_run(ready.card, task)
+            with _refusals_told(channel, task.run_id, task.round):
+                _refuse_other_run(ready.card, task)
             _do_round(channel, owner, ready, task, progress, say, make_noise)
+        else:
+            if reply.wait.why not in ("", why) and ready is None:
+                why = reply.wait.why
+                say(f"waiting: {why[:_LONGEST_WHY]}")
+            # Asked to wait without having waited: another process of this site, or a server that
+            # is stopping.
+            if time.monotonic() - began < _PAUSE_S:
+                time.sleep(_PAUSE_S)
 
 
 def _refuse_other_run(card: RunCard, task: TaskCard) -> None:
-    if task.run_id != card.run_id or task.planned_rounds != card.planned_rounds:
+    """A round must be one of the run that the data owner's policy and rules were asked about."""
+    agreed = all(getattr(card, name) == getattr(task, name) for name in _AGREED)
+    if not agreed or task.round > card.rounds:
         raise WireError(
-            f"the server asked for {task.task_id}, which is not the run that was agreed on "
-            f"({card.run_id}, {card.planned_rounds} rounds). Nothing was trained; ask the owner."
+            f"the server asked for {task.task_id}, which is not of the run that was agreed on "
+            f"({card.run_id}, {card.planned_rounds} of {card.rounds} rounds, with its training, "
+            "privacy and payload). Nothing was trained; ask the owner."
         )
 
 
+@contextmanager
+def _refusals_told(channel: Channel, run_id: str, round: int) -> Iterator[None]:
+    """Let the server know that it need not wait for this site."""
+    try:
+        yield
+    except TransportError:
+        raise
+    except FedotError as error:
+        with suppress(FedotError):
+            _report(channel, run_id, round, "failed", _told(error))
+        raise
+
+
 def _get_ready(
-    channel: Channel, kit: Kit, owner: DataOwner, card: RunCard, progress: Progress
+    channel: Channel,
+    kit: Kit,
+    owner: DataOwner,
+    card: RunCard,
+    consent: Consent,
+    progress: Progress,
 ) -> _Ready:
-    """Check the run against the policy, get the bundle, load it and the records."""
+    """Check the run against policy and rules, get the bundle, load it and the records."""
     from fedot.engines.local_site import load_adapter_of, load_site, weigh
 
-    weigh(owner, card)
+    consent(card, weigh(owner, card))
     with _reporting(channel, card.run_id, 0, "download"):
         bundle = fetch_bundle(channel, kit, owner.home / "bundles", card, owner.name, progress)
     return _Ready(card, load_site(owner, card, bundle), load_adapter_of(owner, card, bundle))
@@ -151,7 +201,6 @@ def _do_round(
     try:
         with _reporting(channel, task.run_id, task.round, "download"):
             state = _state(channel, owner, task, progress)
-        progress(f"round {task.round}", 0, 1)
         with _reporting(channel, task.run_id, task.round, "train"):
             result = _train(ready, task, state, make_noise)
         with _reporting(channel, task.run_id, task.round, "upload"):
@@ -161,9 +210,9 @@ def _do_round(
     except FedotError as error:
         logger.warning("round %d: %s", task.round, error)
         say(f"round {task.round} failed: {error}")
-        _report(channel, task.run_id, task.round, "failed", _told(error))
+        failed = _request(task.run_id, task.round, "failed", _told(error))
+        channel.call("Report", failed, pb.ReportReply)
     else:
-        progress(f"round {task.round}", 1, 1)
         spent = "" if result.epsilon is None else f", epsilon spent {result.epsilon:.2f}"
         say(f"round {task.round} done: {len(result.payload)} bytes sent{spent}")
 
@@ -205,9 +254,13 @@ def _told(error: FedotError) -> str:
     return next(text for kind, text in _FAILURES.items() if isinstance(error, kind))
 
 
-def _report(channel: Channel, run_id: str, round: int, phase: str, reason: str = "") -> bool:
-    request = pb.ReportRequest(run_id=run_id, round=round, phase=phase, reason=reason[:500])
-    return bool(channel.call("Report", request, pb.ReportReply).cancelled)
+def _request(run_id: str, round: int, phase: str, reason: str = "") -> pb.ReportRequest:
+    return pb.ReportRequest(run_id=run_id, round=round, phase=phase, reason=reason)
+
+
+def _report(channel: Channel, run_id: str, round: int, phase: str, reason: str = "") -> None:
+    """Once: a server that is away for a while needs no old news."""
+    channel.tell("Report", _request(run_id, round, phase, reason), pb.ReportReply)
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import fcntl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
@@ -12,12 +14,16 @@ from typing import TYPE_CHECKING, Self
 from fedot.cards import RunCard
 from fedot.engines.data_owner import DataOwner
 from fedot.engines.join import join
+from fedot.engines.papers import Papers
+from fedot.engines.waiting import Waiting
 from fedot.errors import ConfigError, ProtocolError
 from fedot.messages import Progress
 from fedot.privacy.policy import load_policy
 from fedot.transport import fedot_pb2 as pb
+from fedot.transport.authorize import Asked, Authorizer, load_hooks
 from fedot.transport.channel import Channel
-from fedot.transport.identity import Kit, read_kit
+from fedot.transport.identity import read_kit
+from fedot.transport.members import Peer
 
 if TYPE_CHECKING:
     from fedot.engines.local_site import Offer
@@ -33,10 +39,19 @@ _LOOK_S = 20.0
 class OpenSite:
     """A site that can call its server; a context manager."""
 
-    def __init__(self, channel: Channel, kit: Kit, owner: DataOwner) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        papers: Papers,
+        owner: DataOwner,
+        authorizer: Authorizer,
+        waiting: Waiting,
+    ) -> None:
         self.channel = channel
-        self._kit = kit
+        self._papers = papers
         self._owner = owner
+        self._authorizer = authorizer
+        self._waiting = waiting
 
     def __enter__(self) -> Self:
         return self
@@ -72,19 +87,24 @@ class OpenSite:
             ConfigError, BudgetError: the policy does not allow the run.
             ProtocolError: the server does not let the site in, or the run did not end well.
         """
-        self._warn(say)
-        while True:
-            outcome = join(
-                self.channel,
-                self._kit,
-                self._owner,
-                progress=progress,
-                say=say,
-                make_noise=make_noise,
-            )
-            if not stay:
-                break
-            say(f"the run is {outcome}; waiting for the next")
+        self._waiting.say = say
+        with _alone(self._owner.home):
+            self._papers.pin(self._owner.home, say)
+            self._warn(say)
+            while True:
+                outcome = join(
+                    self.channel,
+                    self._papers.first,
+                    self._owner,
+                    progress=progress,
+                    say=say,
+                    consent=self._consent,
+                    before_asking=self._reconnect_with_new_papers,
+                    make_noise=make_noise,
+                )
+                if not stay:
+                    break
+                say(f"the run is {outcome}; waiting for the next")
         if outcome not in ("done", "withdrawn"):
             raise ProtocolError(f"the run ended as {outcome}; ask the model owner why.")
         return f"the run is {outcome}; nothing of {self._owner.records.name} has left this site"
@@ -106,15 +126,42 @@ class OpenSite:
 
         Raises:
             ConfigError, BudgetError: the policy does not allow it; says what would fit.
+            ProtocolError: the site's own rules do not.
         """
         from fedot.engines.local_site import weigh
 
+        self._waiting.say = say
         card = self._open_run(wait_s=0)
         if card is None:
             say("no run is open yet; waiting for one")
         while card is None:
             card = self._open_run(wait_s=_LOOK_S)
-        return card, weigh(self._owner, card)
+        offer = weigh(self._owner, card)
+        self._consent(card, offer)
+        return card, offer
+
+    def _consent(self, card: RunCard, offer: Offer) -> None:
+        """Ask the rules that are installed at this site."""
+        kit = self._papers.first
+        epsilon = "" if offer.run_epsilon is None else f"{offer.run_epsilon:.6g}"
+        details = {
+            "run_id": card.run_id,
+            "run": card.name,
+            "bundle": card.bundle_digest,
+            "dataset_id": self._owner.policy.dataset_id,
+            "adapter": card.adapter,
+            "chain": str(card.payload.chain),
+            "rounds": str(card.planned_rounds),
+            "privacy_unit": card.privacy.unit,
+            "epsilon": epsilon,
+        }
+        peer = Peer(kit.site, kit.role, kit.fingerprint)
+        self._authorizer.check(Asked(peer, "take_part", details))
+
+    def _reconnect_with_new_papers(self) -> None:
+        """A certificate that was renewed is used before the old one ends."""
+        if self._papers.changed():
+            self.channel.reconnect()
 
     def _open_run(self, wait_s: float) -> RunCard | None:
         request = pb.NextRequest(wait_s=wait_s, peek=True)
@@ -122,7 +169,7 @@ class OpenSite:
         return RunCard.read(reply.run_json) if reply.WhichOneof("what") == "run_json" else None
 
     def _warn(self, say: Callable[[str], None]) -> None:
-        days = self._kit.days_left(datetime.now(UTC))
+        days = self._papers.first.days_left(datetime.now(UTC))
         if days < _WARN_DAYS:
             say(
                 f"this site's certificate ends in {days:.0f} days; renew it: fedot pki request "
@@ -162,12 +209,25 @@ def open_site(
     if not records.is_file():
         raise ConfigError(f"there are no records at {records}; name a file with --data.")
     where = key or _key_of(mine.site, kit.parent)
-    home.mkdir(parents=True, exist_ok=True)
     owner = DataOwner(mine.site, home, records, terms, text_field, device)
-    # Read again for every connection: a renewed certificate is used by the next one.
-    return OpenSite(
-        Channel(server, lambda: read_kit(kit).channel_credentials(where), Random()), mine, owner
-    )
+    papers, waiting = Papers(kit, where, home), Waiting(server)
+    papers.credentials()
+    authorizer = Authorizer(load_hooks())
+    channel = Channel(server, papers.credentials, Random(), on_retry=waiting)
+    return OpenSite(channel, papers, owner, authorizer, waiting)
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / ".join").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another fedot join is at work in {home}; stop it, or name another --home."
+            ) from error
+        yield
 
 
 def _only_kit() -> Path:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from fedot.cards import ResultCard, TaskCard
+from fedot.errors import WireError
 from fedot.journal import write_durably
 from fedot.messages import ClientFailure, ClientInfo, ClientResult, RoundTask, digest_of
 from fedot.transport.board import Board, Posted
@@ -38,6 +39,10 @@ class RemoteEngine:
         shelf: where they get the state.
         folder: for the state's bytes while they are offered.
         infos: everybody who can be drawn.
+        num_received: how many updates of a round the journal has: those from before a restart
+            count for the quorum, and those that were no good do not.
+        is_admitted: whether a site may call at all; one that may not is not waited for.
+        look: called while it waits, about once a second.
         should_stop: asked while it waits; a reason ends the round's work without an answer.
         clock: seconds, never going back.
     """
@@ -49,6 +54,9 @@ class RemoteEngine:
         shelf: Shelf,
         folder: Path,
         infos: Sequence[ClientInfo],
+        num_received: Callable[[int], int],
+        is_admitted: Callable[[str], bool] = lambda site: True,
+        look: Callable[[], None] = lambda: None,
         should_stop: Callable[[], str | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -57,6 +65,9 @@ class RemoteEngine:
         self._shelf = shelf
         self._folder = folder
         self._infos = sorted(infos, key=lambda info: info.name)
+        self._num_received = num_received
+        self._is_admitted = is_admitted
+        self._look = look
         self._should_stop = should_stop
         self._clock = clock
         self._cancelled: set[str] = set()
@@ -71,14 +82,16 @@ class RemoteEngine:
         self._uploads.drop(task.run_id, task.round - 1)
         if not cohort:
             return
-        self._post(task, cohort)
+        digest = self._post(task, cohort)
         missing = set(cohort)
         try:
-            for result in self._answers(task, missing, len(cohort)):
+            for result in self._answers(task, missing):
                 missing.discard(result.client)
                 yield result
         finally:
             self._board.retract()
+            self._shelf.remove(digest)
+            (self._folder / f"state-{task.round}").unlink(missing_ok=True)
         if self._is_stopped(task):
             return
         for name in sorted(missing):
@@ -92,7 +105,7 @@ class RemoteEngine:
     def _is_stopped(self, task: RoundTask) -> bool:
         return task.task_id in self._cancelled or self._should_stop() is not None
 
-    def _post(self, task: RoundTask, cohort: Sequence[str]) -> None:
+    def _post(self, task: RoundTask, cohort: Sequence[str]) -> str:
         digest = digest_of(task.state)
         path = self._folder / f"state-{task.round}"
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -103,37 +116,48 @@ class RemoteEngine:
                 old.unlink()
         cards = {name: TaskCard.of(task, name, digest).model_dump_json() for name in cohort}
         self._board.post(Posted(task.run_id, task.round, digest, cards, task.deadline_s))
+        return digest
 
     def _answers(
-        self, task: RoundTask, missing: set[str], num_asked: int
+        self, task: RoundTask, missing: set[str]
     ) -> Iterator[ClientResult | ClientFailure]:
         """Results and failures of those who are missing, as they come; each site once."""
         ends = None if task.deadline_s is None else self._clock() + task.deadline_s
-        enough = num_asked if task.quorum is None else task.quorum
-        num_good = 0
-        for committed in self._uploads.committed(task.run_id, task.round):
-            if committed.site in missing:
-                num_good += 1
-                yield _result(task, committed)
-        while missing and not self._is_stopped(task):
-            late = ends is not None and self._clock() >= ends
-            if late and num_good >= enough:
+        while True:
+            # The store says what is here, events only when to look: one that was lost, or that is
+            # about another round, changes nothing.
+            for committed in self._uploads.committed(task.run_id, task.round):
+                if committed.site in missing:
+                    yield _result(task, committed)
+            yield from self._lost(task, sorted(missing))
+            if not missing or self._is_stopped(task):
                 return
+            if ends is not None and self._clock() >= ends and self._has_quorum(task):
+                return
+            self._look()
             event = self._board.next_event(_TICK_S)
-            if event is None or event.kind == "wake":
+            if event is None or (event.run_id, event.round) != (task.run_id, task.round):
                 continue
-            if event.site not in missing:
-                continue
-            if event.kind == "arrived":
-                found = self._uploads.committed(task.run_id, task.round)
-                num_good += 1
-                yield _result(task, next(each for each in found if each.site == event.site))
-            else:
+            if event.kind == "failed" and event.site in missing:
                 yield ClientFailure(event.site, task.round, event.reason)
 
+    def _lost(self, task: RoundTask, missing: Sequence[str]) -> Iterator[ClientFailure]:
+        """Those of whom no answer can come any more."""
+        for site in missing:
+            if not self._board.is_in(site, task.run_id):
+                yield ClientFailure(site, task.round, "withdrew from the run")
+            elif not self._is_admitted(site):
+                yield ClientFailure(site, task.round, "its certificate was revoked")
 
-def _result(task: RoundTask, committed: Committed) -> ClientResult:
-    """What a site sent."""
-    card = ResultCard.read(committed.metadata)
+    def _has_quorum(self, task: RoundTask) -> bool:
+        return task.quorum is not None and self._num_received(task.round) >= task.quorum
+
+
+def _result(task: RoundTask, committed: Committed) -> ClientResult | ClientFailure:
+    """What a site sent; its card was checked when it came, but maybe by an older fedot."""
+    try:
+        card = ResultCard.read(committed.metadata)
+    except WireError as error:
+        return ClientFailure(committed.site, task.round, str(error))
     payload = committed.path.read_bytes()
     return card.result(committed.site, task.round, committed.digest, payload)

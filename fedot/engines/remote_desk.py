@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from types import TracebackType
 from typing import Self
 
+from fedot.engines.papers import channel_credentials
 from fedot.errors import ConfigError, WireError
 from fedot.messages import Progress
 from fedot.transport import fedot_pb2 as pb
@@ -48,7 +50,7 @@ class RemoteDesk:
         key = kit.parent / f"{name}.key"
         channel = Channel(
             server,
-            lambda: read_kit(kit).channel_credentials(key),
+            lambda: channel_credentials(read_kit(kit), kit, key),
             Random(),
             give_up_after_s=_PATIENCE_S,
         )
@@ -91,6 +93,10 @@ class RemoteDesk:
         """Stop a job."""
         return self._channel.call("AbortJob", pb.JobRef(job_id=job_id), pb.Job)
 
+    def resume(self, job_id: str) -> pb.Job:
+        """Queue a job again that failed or was aborted."""
+        return self._channel.call("ResumeJob", pb.JobRef(job_id=job_id), pb.Job)
+
     def roll_back(self, job_id: str, round: int) -> pb.Job:
         """Go back to an earlier round."""
         request = pb.RollBackRequest(job_id=job_id, round=round)
@@ -109,7 +115,9 @@ class RemoteDesk:
         if not job.results_digest:
             raise ConfigError(f"job {job_id} is {job.state}; only one that is done has results.")
         binding = Binding(job.run_id, 0, self._name, job.results_digest)
-        (file,) = self._channel.files(binding)
+        file = next((each for each in self._channel.files(binding) if each.name == RESULTS), None)
+        if file is None:
+            raise WireError(f"the server offers no {RESULTS} for job {job_id}; ask the owner.")
         draft = out.with_name(f".{out.name}.part")
         draft.mkdir(parents=True, exist_ok=True)
         archive = draft / RESULTS
@@ -122,9 +130,19 @@ class RemoteDesk:
 
 def _unpack(archive: Path, to: Path) -> None:
     shutil.rmtree(to, ignore_errors=True)
-    with zipfile.ZipFile(archive) as packed:
-        names = packed.namelist()
-        odd = [n for n in names if n.startswith("/") or ".." in n.split("/") or "\\" in n]
-        if odd or len(names) > _MOST_FILES:
-            raise WireError("the results hold names that lead outside, or too many; ask the owner.")
-        packed.extractall(to)
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            _refuse_odd(packed, shutil.disk_usage(archive.parent).free)
+            packed.extractall(to)
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise WireError("the results are no archive that can be read; ask the owner.") from error
+
+
+def _refuse_odd(packed: zipfile.ZipFile, free: int) -> None:
+    names = packed.namelist()
+    odd = [n for n in names if n.startswith("/") or ".." in n.split("/") or "\\" in n]
+    if odd or len(names) > _MOST_FILES:
+        raise WireError("the results hold names that lead outside, or too many; ask the owner.")
+    num_bytes = sum(each.file_size for each in packed.infolist())
+    if num_bytes > free:
+        raise ConfigError(f"the results need {num_bytes} bytes and there is room for {free}.")

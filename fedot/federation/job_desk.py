@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from fedot.config import config_from_yaml
@@ -15,6 +16,9 @@ from fedot.transport.board import Board
 from fedot.transport.shelf import Shelf
 
 __all__ = ["Desk"]
+
+# A reply with more could be over the limit on messages.
+_MOST_METRICS_BYTES = 2**19
 
 
 class Desk:
@@ -30,6 +34,8 @@ class Desk:
         self._queue = queue
         self._board = board
         self._shelf = shelf
+        # An archive that is there never changes, and is too large to be read at every call.
+        self._digests: dict[str, str] = {}
 
     def submit(self, name: str, config_yaml: str, by: str) -> pb.Job:
         """Queue a job."""
@@ -44,7 +50,7 @@ class Desk:
         job = self._queue.get(job_id)
         told = self._told(job)
         told.config_yaml = job.config_yaml
-        told.metrics_json.extend(json.dumps(line) for line in self._metrics(job))
+        told.metrics_json.extend(_newest(self._metrics(job)))
         if job.state == "running":
             told.members.extend(
                 pb.Member(
@@ -63,6 +69,10 @@ class Desk:
         job = self._queue.abort(job_id, f"aborted by {by}")
         self._board.wake()
         return self._told(job)
+
+    def resume(self, job_id: str) -> pb.Job:
+        """Queue a job again that failed or was aborted; its run goes on where it stopped."""
+        return self._told(self._queue.queue_again(job_id))
 
     def roll_back(self, job_id: str, round: int) -> pb.Job:
         """Go back to the state after an earlier round, before the next one starts."""
@@ -95,12 +105,26 @@ class Desk:
         path = self._queue.run_folder(job.job_id).with_name(RESULTS)
         if job.state != "done" or not path.exists():
             return ""
-        digest = results_digest(path)
-        self._shelf.put(digest, {RESULTS: path})
-        return digest
+        if job.job_id not in self._digests:
+            digest = results_digest(path)
+            self._shelf.put(digest, {RESULTS: path}, {RESULTS: digest})
+            self._digests[job.job_id] = digest
+        return self._digests[job.job_id]
 
     def _metrics(self, job: Job) -> list[dict[str, Any]]:
         path = self._queue.run_folder(job.job_id) / "metrics.jsonl"
         if not path.exists():
             return []
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _newest(metrics: Sequence[dict[str, Any]]) -> list[str]:
+    """The last rounds' lines, as many as go into one reply."""
+    lines: list[str] = []
+    room = _MOST_METRICS_BYTES
+    for line in map(json.dumps, reversed(metrics)):
+        room -= len(line)
+        if room < 0:
+            break
+        lines.append(line)
+    return lines[::-1]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
@@ -13,10 +15,11 @@ from pydantic import ValidationError
 
 from fedot.config_errors import explain
 from fedot.errors import ConfigError
+from fedot.federation.expiry import daily, ending_soon
 from fedot.federation.job_desk import Desk
 from fedot.federation.jobs import JobQueue
 from fedot.federation.results import run_id_of
-from fedot.federation.serve import Server, Watcher
+from fedot.federation.serve import Server, Watcher, drop_uploads
 from fedot.transport.audit_log import AuditLog
 from fedot.transport.authorize import Authorizer, load_hooks
 from fedot.transport.board import Board
@@ -31,6 +34,8 @@ from fedot.transport.site_book import SiteBook
 from fedot.transport.upload import UploadStore
 
 __all__ = ["ServerSettings", "open_server"]
+
+logger = logging.getLogger(__name__)
 
 # How long a server that ends waits for sites to hear of it.
 _FAREWELL_S = 30.0
@@ -83,10 +88,17 @@ def open_server(settings: ServerSettings, watcher: Watcher) -> Iterator[Server]:
             run_id = run_id_of(queue.run_folder(job.job_id))
             if job.state in ("done", "failed", "aborted") and run_id is not None:
                 board.close_run(run_id, job.state)
+                # The last server may have been killed before it did.
+                drop_uploads(uploads, run_id, job)
         host, port = _address(settings.metrics)
-        telemetry = stack.enter_context(
-            Telemetry(members, lambda: _health(board, queue), host, port)
-        )
+        try:
+            telemetry = Telemetry(members, lambda: _health(board, queue), host, port)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {settings.metrics} for metrics: {error.strerror}; is it taken, "
+                "or not this machine's? Name another --metrics."
+            ) from error
+        stack.enter_context(telemetry)
         desk = Desk(queue, board, shelf)
         hub = Hub(
             board=board,
@@ -105,9 +117,16 @@ def open_server(settings: ServerSettings, watcher: Watcher) -> Iterator[Server]:
         where = stack.enter_context(listening(settings.listen, credentials, hub))
         audit.record("started", listen=where)
         watcher.say(f"listening on {where}; metrics at http://{host}:{telemetry.port}/metrics")
+        stack.enter_context(daily(lambda: _warn(settings.pki, members, watcher)))
         yield Server(hub, queue, signer.sign, watcher)
         board.wait_until_told(_FAREWELL_S)
         audit.record("stopped")
+
+
+def _warn(pki: Path, members: Members, watcher: Watcher) -> None:
+    for line in ending_soon(pki, members, datetime.now(UTC)):
+        logger.warning("%s", line)
+        watcher.say(line)
 
 
 def _health(board: Board, queue: JobQueue) -> tuple[bool, Mapping[str, str | int]]:

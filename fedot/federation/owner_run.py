@@ -51,6 +51,7 @@ class RunStart:
         planned_rounds: by site, for how many rounds it is drawn at most; who is never drawn is
             not in it.
         last_closed: number of the last closed round; 0 at the start.
+        num_received: how many good updates of a round there are so far.
     """
 
     run_id: str
@@ -62,6 +63,7 @@ class RunStart:
     names: tuple[str, ...]
     planned_rounds: Mapping[str, int]
     last_closed: int
+    num_received: Callable[[int], int]
 
 
 OpenEngine = Callable[[RunStart], Engine]
@@ -194,6 +196,7 @@ def _start(work: Work, models: Models, name: str) -> RunStart:
         names=config.client_names,
         planned_rounds=most_rounds(config, config.client_names),
         last_closed=run.journal.last_closed(),
+        num_received=lambda round: len(run.journal.received(round)),
     )
 
 

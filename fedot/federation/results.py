@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sqlite3
 import zipfile
+from contextlib import closing
 from hashlib import file_digest
 from pathlib import Path
 
-from fedot.journal import Journal, sync_folder
+from fedot.journal import sync_folder
 
 __all__ = ["pack_results", "results_digest", "run_id_of"]
 
@@ -29,6 +33,8 @@ def pack_results(run: Path, to: Path) -> str:
         with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             for path in _results(run):
                 archive.write(path, path.relative_to(run).as_posix())
+        with draft.open("rb") as written:
+            os.fsync(written.fileno())
         draft.replace(to)
         sync_folder(to.parent)
     return results_digest(to)
@@ -39,9 +45,13 @@ def run_id_of(run: Path) -> str | None:
     path = run / "journal.sqlite"
     if not path.exists():
         return None
-    with Journal(path) as journal:
-        found: str | None = journal.fact("run_id")
-        return found
+    # Read only: the run may be at work on it, or just be making it.
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        try:
+            row = db.execute("SELECT value FROM fact WHERE key = 'run_id'").fetchone()
+        except sqlite3.DatabaseError:
+            return None
+    return None if row is None else str(json.loads(row[0]))
 
 
 def results_digest(path: Path) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,17 +20,19 @@ from fedot.emulator.manifest import MANIFEST, read_manifest
 from fedot.engines.remote import RemoteEngine
 from fedot.engines.remote_desk import RESULTS
 from fedot.errors import FedotError, RunStopped
+from fedot.federation.following import Following
 from fedot.federation.jobs import Job, JobQueue
 from fedot.federation.results import pack_results, run_id_of
 from fedot.messages import ClientInfo, Progress
 from fedot.transport.service import Hub
+from fedot.transport.upload import UploadStore
 
 if TYPE_CHECKING:
     from fedot.engines.engine import Engine
     from fedot.federation.owner_run import RunStart
     from fedot.federation.work import OnRound
 
-__all__ = ["Server", "Watcher"]
+__all__ = ["Server", "Watcher", "drop_uploads"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ class Server:
         self._queue = queue
         self._sign = sign
         self._watcher = watcher
+        self._follow = Following()
         self._stop = threading.Event()
 
     def submit_once(self, name: str, config_yaml: str, by: str) -> None:
@@ -137,10 +140,18 @@ class Server:
         self._queue.finish(job.job_id, outcome, reason)
         self._hub.audit.record("run_ended", job=job.job_id, outcome=outcome)
         say(f"job {job.job_id} is {outcome}" + (f": {reason}" if reason else ""))
+        self._let_go(job, outcome)
+        return outcome == "done"
+
+    def _let_go(self, job: Job, outcome: str) -> None:
+        """Tell sites that a run is over, and keep nothing of theirs that the journal has not.
+
+        A run that is taken up again asks for what it lacks, and sites send what they have stored.
+        """
         run_id = run_id_of(self._queue.run_folder(job.job_id))
         if run_id is not None:
-            board.close_run(run_id, outcome)
-        return outcome == "done"
+            self._hub.board.close_run(run_id, outcome)
+            drop_uploads(self._hub.uploads, run_id, job)
 
     def _run(self, job: Job) -> None:
         # torch comes in here.
@@ -175,7 +186,9 @@ class Server:
         hub.board.open_run(
             start.run_id, start.bundle_digest, cards, hub.book.withdrawn(start.run_id)
         )
-        self._wait_for_sites(job, start)
+        # Who was there at the beginning may have gone for good: a round knows what to do then.
+        if start.last_closed == 0:
+            self._wait_for_sites(job, start)
         infos = [ClientInfo(name, hub.book.dataset_of(name) or name) for name in start.names]
         states = self._queue.run_folder(job.job_id).with_name("states")
         return RemoteEngine(
@@ -184,24 +197,41 @@ class Server:
             hub.shelf,
             states,
             infos,
+            start.num_received,
+            is_admitted=hub.members.is_admitted,
+            look=self._look,
             should_stop=lambda: self._reason_to_stop(job),
         )
 
     def _wait_for_sites(self, job: Job, start: RunStart) -> None:
-        wanted = start.config.network.wait_for or len(start.names)
-        shown: Sequence[str] | None = None
+        board, shown = self._hub.board, ""
         while self._reason_to_stop(job) is None:
-            here = sorted(set(self._hub.board.present()) & set(start.names))
-            if here != shown:
-                missing = sorted(set(start.names) - set(here))
-                self._watcher.say(
-                    f"{len(here)} of {len(start.names)} sites are here, {wanted} are needed"
-                    + (f"; missing: {', '.join(missing)}" if missing else "")
-                )
-                shown = here
-            if len(here) >= wanted:
+            self._look()
+            names = [
+                name
+                for name in start.names
+                if board.is_in(name, start.run_id) and self._hub.members.is_admitted(name)
+            ]
+            wanted = min(start.config.network.wait_for or len(names), len(names))
+            here = set(board.present())
+            missing = [name for name in names if name not in here]
+            num_here = len(names) - len(missing)
+            line = f"{num_here} of {len(names)} sites are here, {wanted} are needed"
+            line += f"; missing: {', '.join(missing)}" if missing else ""
+            if line != shown:
+                self._watcher.say(line)
+                shown = line
+            if num_here >= wanted:
                 return
             self._stop.wait(_TICK_S)
+
+    def _look(self) -> None:
+        """Say what a person wants to know of the sites, and show it in the metrics."""
+        presences = self._hub.board.presences()
+        for line in self._follow.news(presences):
+            self._watcher.say(line)
+        here, late = self._hub.board.present(), [each for each in presences if each.is_late]
+        self._hub.telemetry.rounds(self._hub.board.open_round(), len(here), len(late))
 
     def _reason_to_stop(self, job: Job) -> str | None:
         if self._stop.is_set():
@@ -209,10 +239,14 @@ class Server:
         return self._queue.stop_reason(job.job_id)
 
     def _round_closed(self, metrics: Mapping[str, Any]) -> None:
-        present = len(self._hub.board.present())
-        self._hub.telemetry.rounds(metrics["round"], present, len(metrics.get("failed", ())))
         self._hub.audit.record("round_closed", round=metrics["round"])
         self._watcher.on_round(metrics)
+
+
+def drop_uploads(uploads: UploadStore, run_id: str, job: Job) -> None:
+    """Keep no update of a run that has ended."""
+    for round in range(1, config_from_yaml(job.config_yaml).federation.rounds + 1):
+        uploads.drop(run_id, round)
 
 
 def run_card(start: RunStart, site: str) -> RunCard:

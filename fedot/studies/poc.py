@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ import yaml
 
 from fedot.config import Config, to_yaml
 from fedot.errors import ConfigError, TransportError
+from fedot.journal import write_durably
 from fedot.transport.identity import init_owner, request_certificate, sign_request
 
 __all__ = ["Rehearsal", "prepare", "rehearse"]
@@ -31,6 +32,7 @@ Say = Callable[[str, str], None]
 
 # How long a site may take to stop after the server has.
 _GRACE_S = 60.0
+_LOOK_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,8 @@ class Rehearsal:
     @property
     def job(self) -> Path:
         """The run's folder at the server, once it has begun."""
-        (run,) = (self.folder / "server" / "jobs").glob("*/run")
-        return run
+        runs = (self.folder / "server" / "jobs").glob("*/run")
+        return max(runs, key=lambda run: run.stat().st_mtime)
 
 
 def prepare(config: Config, num_sites: int | None, folder: Path) -> Rehearsal:
@@ -61,7 +63,7 @@ def prepare(config: Config, num_sites: int | None, folder: Path) -> Rehearsal:
         folder: everything is written here.
 
     Raises:
-        ConfigError: there are fewer clients than that.
+        ConfigError: there are fewer clients than that, or the folder holds another rehearsal.
     """
     names = sorted(config.data.clients)
     if num_sites is not None and not 1 <= num_sites <= len(names):
@@ -70,19 +72,25 @@ def prepare(config: Config, num_sites: int | None, folder: Path) -> Rehearsal:
             "its own. Ask for fewer, or add clients."
         )
     names = names[:num_sites]
-    pki, address = folder / "pki", folder / "address"
-    if not pki.exists():
+    pki, servers = folder / "pki", folder / "config.yaml"
+    text = _server_config(config, names)
+    if not servers.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        init_owner(pki, "fedot poc", ["localhost"])
+        if not pki.exists():
+            init_owner(pki, "fedot poc", ["localhost"])
         for name in names:
             home = folder / name
             asked = request_certificate(name, home)
             kit = sign_request(pki, asked.csr_path, asked.fingerprint, "site", 90)
             shutil.copy(kit, home / "kit.json")
             _write_policy(config, name, home / "policy.yaml")
-        address.write_text(f"localhost:{_free_port()}")
-        _write_server_config(config, names, folder / "config.yaml")
-    where = address.read_text()
+        # The last one: a folder without it was not finished.
+        write_durably(servers, text.encode())
+    elif servers.read_text(encoding="utf-8") != text:
+        raise ConfigError(
+            f"{folder} holds a rehearsal of another config; use that one, or name another --out."
+        )
+    where = f"localhost:{_free_port()}"
     server = ["serve", str(folder / "config.yaml"), "--home", str(folder / "server")]
     server += ["--pki", str(pki), "--listen", where, "--until-done", "--metrics", "127.0.0.1:0"]
     return Rehearsal(folder, server, {name: _join(config, name, folder, where) for name in names})
@@ -95,7 +103,7 @@ def rehearse(rehearsal: Rehearsal, say: Say) -> Path:
         The run's folder at the server.
 
     Raises:
-        TransportError: the server ended without having finished.
+        TransportError: the server, or a site that it waits for, ended without having finished.
     """
     with ExitStack() as stack:
         server = stack.enter_context(_process("server", rehearsal.server, say))
@@ -103,15 +111,27 @@ def rehearse(rehearsal: Rehearsal, say: Say) -> Path:
             stack.enter_context(_process(name, arguments, say))
             for name, arguments in rehearsal.sites.items()
         ]
-        code = server.wait()
+        code = _first_end(server, sites)
         for site in sites if code == 0 else []:
-            site.wait(_GRACE_S)
+            with suppress(subprocess.TimeoutExpired):
+                site.wait(_GRACE_S)
     if code != 0:
         raise TransportError(
-            f"the server ended with exit code {code}; what it said stands above. What it had "
-            "finished is kept: the same command goes on with it."
+            f"a process ended with exit code {code}; what it said stands above. What was finished "
+            "is kept: the same command goes on with it."
         )
     return rehearsal.job
+
+
+def _first_end(server: subprocess.Popen[str], sites: Sequence[subprocess.Popen[str]]) -> int | None:
+    """The exit code of the server, or of a site that gave up: nobody starts it again here."""
+    while server.poll() is None:
+        failed = [site.returncode for site in sites if site.poll()]
+        if failed:
+            return failed[0]
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(_LOOK_S)
+    return server.returncode
 
 
 def _write_policy(config: Config, name: str, path: Path) -> None:
@@ -129,12 +149,11 @@ def _write_policy(config: Config, name: str, path: Path) -> None:
     path.write_text(yaml.safe_dump(terms, sort_keys=False), encoding="utf-8")
 
 
-def _write_server_config(config: Config, names: Sequence[str], path: Path) -> None:
+def _server_config(config: Config, names: Sequence[str]) -> str:
     """The server's: it knows who takes part, and nothing of their files."""
     data = config.data.model_copy(update={"clients": {}, "policies": {}})
     network = config.network.model_copy(update={"sites": list(names)})
-    text = to_yaml(config.model_copy(update={"data": data, "network": network}))
-    path.write_text(text, encoding="utf-8")
+    return to_yaml(config.model_copy(update={"data": data, "network": network}))
 
 
 def _join(config: Config, name: str, folder: Path, where: str) -> list[str]:

@@ -41,6 +41,7 @@ Event = Literal[
     "refused",
     "submitted",
     "aborted",
+    "resumed",
     "rolled_back",
     "fetched",
     "round_closed",

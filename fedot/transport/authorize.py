@@ -22,10 +22,20 @@ from typing import Literal
 from fedot.errors import ConfigError, FedotError, ProtocolError
 from fedot.transport.members import Peer, Role
 
-__all__ = ["MAY", "Action", "Asked", "Authorizer", "Hook", "load_hooks"]
+__all__ = [
+    "MAY",
+    "Action",
+    "Asked",
+    "Authorizer",
+    "Hook",
+    "HookRefusal",
+    "RoleRefusal",
+    "load_hooks",
+]
 
 Action = Literal[
     "hello",
+    "take_part",
     "next",
     "report",
     "leave",
@@ -35,14 +45,20 @@ Action = Literal[
     "list",
     "show",
     "abort",
+    "resume",
     "roll_back",
     "fetch",
 ]
-"""A call, as roles and hooks know it; watching is `show`, again and again."""
+"""A call, as roles and hooks know it; watching is `show`, again and again.
+
+`take_part` is no call: a site asks its own hooks with it.
+"""
 
 MAY: Mapping[Role, frozenset[Action]] = {
-    "owner": frozenset({"hello", "submit", "list", "show", "abort", "roll_back", "fetch"}),
-    "site": frozenset({"hello", "next", "report", "leave", "download", "upload"}),
+    "owner": frozenset(
+        {"hello", "submit", "list", "show", "abort", "resume", "roll_back", "fetch"}
+    ),
+    "site": frozenset({"hello", "take_part", "next", "report", "leave", "download", "upload"}),
     "observer": frozenset({"hello", "list", "show"}),
 }
 """What each role may; everything else is refused."""
@@ -72,6 +88,14 @@ Hook = Callable[[Asked], str | None]
 """Returns None to let it pass, or why not."""
 
 
+class RoleRefusal(ProtocolError):
+    """A role may not do this."""
+
+
+class HookRefusal(ProtocolError):
+    """A hook refused, or failed."""
+
+
 class Authorizer:
     """Decides on every call.
 
@@ -86,18 +110,19 @@ class Authorizer:
         """Let it pass, or refuse.
 
         Raises:
-            ProtocolError: the role may not, or a hook refused or failed.
+            RoleRefusal: the role may not.
+            HookRefusal: a hook refused or failed.
         """
         peer = asked.peer
         if asked.action not in MAY.get(peer.role, frozenset()):
-            raise ProtocolError(
+            raise RoleRefusal(
                 f"{peer.name} is {peer.role} and may not {asked.action.replace('_', ' ')}; ask the "
                 "owner for another role."
             )
         for name, hook in self._hooks.items():
             reason = _reason(name, hook, asked)
             if reason is not None:
-                raise ProtocolError(
+                raise HookRefusal(
                     f"{peer.name} may not {asked.action.replace('_', ' ')}: {name} refused: "
                     f"{_one_line(reason)}"
                 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -18,6 +18,7 @@ __all__ = ["Answer", "Board", "Event", "Posted", "Presence"]
 Phase = Literal["idle", "download", "train", "store", "upload", "failed"]
 # Who has not called for so long has gone: a waiting site calls every `wait_s`, a busy one reports.
 _GONE_AFTER_S = 60.0
+_ABSENT = "absent"
 # Ended runs that a site may still ask about.
 _MOST_OUTCOMES = 1000
 
@@ -47,6 +48,7 @@ class Presence:
         since: when the phase began, by the board's clock.
         seen: when it last called.
         is_late: asked, and the deadline has passed.
+        is_gone: it has not called for long.
     """
 
     site: str
@@ -56,6 +58,7 @@ class Presence:
     round: int = 0
     reason: str = ""
     is_late: bool = False
+    is_gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,7 @@ class Board:
         self._events: deque[Event] = deque()
         self._outcomes: dict[str, str] = {}
         self._unheard: set[str] = set()
+        self._turns: Counter[tuple[str, bool]] = Counter()
         self._why = "no run is open"
         self._is_shut = False
 
@@ -123,6 +127,8 @@ class Board:
             self._run_id, self._run_cards = run_id, dict(cards)
             self._bundle_digest = bundle_digest
             self._left, self._posted = set(left), None
+            # A job that had failed and was queued again is the same run.
+            self._outcomes.pop(run_id, None)
             self._events.clear()
             self._changed.notify_all()
 
@@ -169,18 +175,25 @@ class Board:
             run_id: the run that it is in, or nothing.
             wait_s: see above.
             peek: it only looks, and does not count as present.
+
+        A site that asks again while it waits is answered in the new call only: each waiting call
+        holds a thread, and no site may take those of the others.
         """
-        ends = self._clock() + wait_s
+        ends, asking = self._clock() + wait_s, (site, peek)
         with self._changed:
+            self._turns[asking] += 1
+            turn = self._turns[asking]
+            self._changed.notify_all()
             while True:
                 if not peek:
                     self._seen(site)
                 answer = self._answer(site, run_id)
-                if answer.what == "over":
+                if answer.what == "over" and not peek:
                     self._unheard.discard(site)
                     self._changed.notify_all()
                 left = ends - self._clock()
-                if answer.what != "wait" or left <= 0 or self._is_shut:
+                is_last = turn == self._turns[asking]
+                if answer.what != "wait" or left <= 0 or self._is_shut or not is_last:
                     return answer
                 self._changed.wait(left)
 
@@ -213,13 +226,24 @@ class Board:
         with self._changed:
             return run_id == self._run_id and site in self._run_cards and site not in self._left
 
-    def offers(self, run_id: str, digest: str) -> bool:
-        """Whether something belongs to the open run: its bundle, or the open round's state."""
+    def offers(self, site: str, run_id: str, round: int, digest: str) -> bool:
+        """Whether a site may have it: the run's bundle (round 0), or its open round's state."""
         with self._changed:
-            state = self._posted.state_digest if self._posted else ""
+            if run_id != self._run_id or not digest:
+                return False
+            if round == 0:
+                return digest == self._bundle_digest
+            posted = self._posted
             return (
-                run_id == self._run_id and digest in (self._bundle_digest, state) and digest != ""
+                posted is not None
+                and (round, digest) == (posted.round, posted.state_digest)
+                and site in posted.cards
             )
+
+    def open_round(self) -> int:
+        """The round that is asked now, 0 for none."""
+        with self._changed:
+            return self._posted.round if self._posted else 0
 
     def now(self) -> str:
         """Where the open run stands, for a refusal."""
@@ -260,7 +284,7 @@ class Board:
             self._changed.notify_all()
 
     def present(self) -> Sequence[str]:
-        """Sites that have called lately, by name."""
+        """Sites that have called lately and did not refuse the run, by name."""
         with self._changed:
             return sorted(self._here())
 
@@ -268,15 +292,25 @@ class Board:
         """Every site that has called or is asked; times are ages in seconds instead of moments."""
         with self._changed:
             now, late = self._clock(), self._late()
-            unseen = {site: Presence(site, "absent", now, now) for site in self._run_cards}
+            unseen = {site: Presence(site, _ABSENT, now, now) for site in self._run_cards}
             return [
-                replace(p, since=now - p.since, seen=now - p.seen, is_late=site in late)
+                replace(
+                    p,
+                    since=now - p.since,
+                    seen=now - p.seen,
+                    is_late=site in late,
+                    is_gone=p.phase == _ABSENT or now - p.seen >= _GONE_AFTER_S,
+                )
                 for site, p in sorted((unseen | self._presence).items())
             ]
 
     def _here(self) -> set[str]:
         now = self._clock()
-        return {p.site for p in self._presence.values() if now - p.seen < _GONE_AFTER_S}
+        return {
+            p.site
+            for p in self._presence.values()
+            if now - p.seen < _GONE_AFTER_S and not _refused_the_run(p)
+        }
 
     def _late(self) -> set[str]:
         posted = self._posted
@@ -292,7 +326,10 @@ class Board:
         if not self._run_id:
             return Answer("wait", self._why)
         if site in self._left:
-            return Answer("over", "withdrawn", self._run_id)
+            # Only who still thinks that it is in is told so: the others wait for the next run.
+            if run_id == self._run_id:
+                return Answer("over", "withdrawn", run_id)
+            return Answer("wait", "you have withdrawn from the run that is open")
         if site not in self._run_cards:
             return Answer("wait", "the run that is open is without you")
         if run_id != self._run_id:
@@ -315,7 +352,7 @@ class Board:
     def _seen(self, site: str) -> None:
         now = self._clock()
         known = self._presence.get(site)
-        if known is None or known.phase not in ("idle", "failed"):
+        if known is None or known.phase not in ("idle", "failed") or _refused_the_run(known):
             known = Presence(site, "idle", now, now)
         self._presence[site] = replace(known, seen=now)
         if known.seen == now:
@@ -324,3 +361,8 @@ class Board:
     def _say(self, event: Event) -> None:
         self._events.append(event)
         self._changed.notify_all()
+
+
+def _refused_the_run(presence: Presence) -> bool:
+    """It failed before any round: its policy, or what it was sent."""
+    return presence.phase == "failed" and presence.round == 0

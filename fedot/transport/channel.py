@@ -26,7 +26,7 @@ from fedot.transport.draft import Draft
 from fedot.transport.errors import OutOfStep, UnknownUpload, error_of
 from fedot.transport.frames import APPEND, DOWNLOAD, offset_in, place_metadata, unframe
 from fedot.transport.options import channel_options
-from fedot.transport.retries import Retries
+from fedot.transport.retries import OnRetry, Retries
 from fedot.transport.sending import Sending, Source
 from fedot.transport.stall import Pace, StallWatch
 
@@ -63,6 +63,7 @@ class Channel:
         proxy: an HTTP proxy; None: what the environment says (`http_proxy`, `no_proxy`).
         sleep: waits between tries; an error that it raises ends the trying.
         clock: seconds, never backwards.
+        on_retry: told why it waits; from any thread that calls.
     """
 
     def __init__(
@@ -76,11 +77,12 @@ class Channel:
         proxy: str | None = None,
         sleep: Callable[[float], object] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
+        on_retry: OnRetry = lambda error, wait_s: None,
     ):
         self._server, self._credentials = server, credentials
         self._timeout_s, self._chunk_bytes = stall_timeout_s, chunk_bytes
         self._options = channel_options(chunk_bytes, stall_timeout_s, proxy)
-        self._retries = Retries(rng, give_up_after_s, sleep, clock)
+        self._retries = Retries(rng, give_up_after_s, sleep, clock, on_retry)
         self._guard = threading.Lock()
         self._link: _Link | None = None
         self._watch = StallWatch(stall_timeout_s)
@@ -123,6 +125,14 @@ class Channel:
             WireError: the server finds it wrong.
         """
         return self._retries.run(lambda: self._once(method, request, reply, wait_s))
+
+    def tell(self, method: str, request: Message, reply: type[_Reply]) -> _Reply:
+        """A control call that is made once: for what is of no use later.
+
+        Raises:
+            FedotError: as `call`.
+        """
+        return self._once(method, request, reply)
 
     def files(self, binding: Binding) -> Sequence[File]:
         """What the server offers; names are safe to use in a folder.

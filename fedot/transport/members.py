@@ -154,6 +154,21 @@ class Members:
         member = self._current().get(fingerprint)
         return member is None or member.revoked is not None
 
+    def ends_of(self, fingerprint: str) -> datetime:
+        """When an admitted certificate ends.
+
+        Raises:
+            ProtocolError: the list does not know it.
+        """
+        member = self._current().get(fingerprint)
+        if member is None:
+            raise ProtocolError(f"certificate {fingerprint[:16]} was not admitted.")
+        return member.ends
+
+    def is_admitted(self, name: str) -> bool:
+        """Has a name a certificate that was not revoked? It may have ended, and be renewed."""
+        return any(each.name == name and each.revoked is None for each in self.all())
+
     def all(self) -> Sequence[Member]:
         """Every certificate that was ever admitted, oldest first."""
         return tuple(self._current().values())

@@ -11,7 +11,10 @@ from typing import TypeVar
 from fedot.errors import TransportError
 from fedot.transport.errors import Busy, OutOfStep
 
-__all__ = ["Retries"]
+__all__ = ["OnRetry", "Retries"]
+
+OnRetry = Callable[[TransportError, float], None]
+"""Called as `on_retry(error, wait_s)` before each wait."""
 
 _T = TypeVar("_T")
 _FIRST_WAIT_S = 0.2
@@ -29,12 +32,14 @@ class Retries:
         give_up_after_s: without progress; None: never.
         sleep: how to wait; an error that it raises ends the trying.
         clock: seconds, never backwards.
+        on_retry: told what went wrong and how long it waits now, so that a person can be told.
     """
 
     rng: random.Random
     give_up_after_s: float | None = None
     sleep: Callable[[float], object] = time.sleep
     clock: Callable[[], float] = time.monotonic
+    on_retry: OnRetry = lambda error, wait_s: None
 
     def run(self, attempt: Callable[[], _T], reached: Callable[[], int] = lambda: 0) -> _T:
         """Call `attempt` until it returns, or fails for good.
@@ -53,7 +58,9 @@ class Retries:
                 disagreed = disagreed + 1 if isinstance(error, OutOfStep) else 0
                 if disagreed > _MOST_OUT_OF_STEP or self._has_run_out(began):
                     raise
-                self.sleep(self._wait_s(error, tries))
+                wait_s = self._wait_s(error, tries)
+                self.on_retry(error, wait_s)
+                self.sleep(wait_s)
                 tries += 1
 
     def _has_run_out(self, began: float) -> bool:

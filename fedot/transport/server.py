@@ -6,7 +6,6 @@ call that is in no table here does not exist.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,17 +14,20 @@ from datetime import UTC, datetime
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from fedot.errors import ConfigError, FedotError, ProtocolError, TransportError, WireError
+from fedot.errors import ConfigError, FedotError, ProtocolError, WireError
 from fedot.transport import fedot_pb2 as pb
+from fedot.transport.asked import binding_details, details_of
 from fedot.transport.authorize import Action, Asked
 from fedot.transport.binding import Binding
 from fedot.transport.bulk import Bulk, Caller
-from fedot.transport.errors import Busy, Denied, answering
-from fedot.transport.frames import APPEND, DOWNLOAD
-from fedot.transport.limits import Gate, TokenBucket
+from fedot.transport.errors import Denied, answering
+from fedot.transport.frames import APPEND, DOWNLOAD, place_in
+from fedot.transport.limits import Gate
 from fedot.transport.members import Peer
 from fedot.transport.options import server_options
+from fedot.transport.refusals import Refusals
 from fedot.transport.server_tls import certificate_of
 from fedot.transport.service import Hub, Service
 from fedot.transport.stall import StallWatch
@@ -36,8 +38,6 @@ __all__ = ["listening"]
 _MOST_THREADS = 512
 _STOP_GRACE_S = 2.0
 _SERVICE = "fedot.v1.Federation"
-_LINES_PER_S = 10.0
-_LONGEST_DETAIL = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class _Call:
     Attributes:
         action: what roles and hooks know it as.
         request: its message.
-        told: which fields of the request a hook is shown.
+        told: which fields of the request a hook is shown beside its binding.
     """
 
     action: Action
@@ -68,6 +68,7 @@ _CALLS: Mapping[str, _Call] = {
     "SubmitJob": _Call("submit", Service.submit_job, pb.SubmitRequest, ("name",)),
     "ListJobs": _Call("list", Service.list_jobs, pb.JobRef),
     "ShowJob": _Call("show", Service.show_job, pb.JobRef, ("job_id",)),
+    "ResumeJob": _Call("resume", Service.resume_job, pb.JobRef, ("job_id",)),
     "AbortJob": _Call("abort", Service.abort_job, pb.JobRef, ("job_id",)),
     "RollBack": _Call("roll_back", Service.roll_back, pb.RollBackRequest, ("job_id", "round")),
 }
@@ -107,6 +108,8 @@ def listening(address: str, credentials: grpc.ServerCredentials, hub: Hub) -> It
             # Who waits for a task holds a thread.
             hub.board.shut()
             server.stop(_STOP_GRACE_S).wait()
+            # Whoever still answers uses what the caller closes next.
+            workers.shutdown()
 
 
 def _handlers(hub: Hub, watch: StallWatch) -> tuple[grpc.GenericRpcHandler, ...]:
@@ -117,39 +120,35 @@ def _handlers(hub: Hub, watch: StallWatch) -> tuple[grpc.GenericRpcHandler, ...]
         return Bulk(hub.uploads, hub.shelf, gate, watch, hub.telemetry, allow)
 
     def control(call: _Call) -> grpc.RpcMethodHandler:
-        def answer(request: Any, context: grpc.ServicerContext) -> Any:
+        def answer(message: bytes, context: grpc.ServicerContext) -> Any:
             with answering(context), door.writing_down(context, call.action) as seen:
                 peer = seen.peer = door.let_in(context)
                 gate.call(peer.name)
-                door.allow(peer, call.action, _details(call, request))
+                # Not by gRPC: whoever is not let in has nothing read, and a message that cannot be
+                # read is wrong for good.
+                request = _read(call.request, message)
+                door.allow(peer, _as(peer, call.action), details_of(request, call.told))
                 return call.method(service, request, peer)
 
-        return grpc.unary_unary_rpc_method_handler(
-            answer,
-            request_deserializer=call.request.FromString,
-            response_serializer=_serialized,
-        )
+        return grpc.unary_unary_rpc_method_handler(answer, response_serializer=_serialized)
 
-    def stream(
-        action: Action,
-        method: Callable[[Bulk, Caller, Any, grpc.ServicerContext], Iterator[bytes]],
-    ) -> Callable[[Any, grpc.ServicerContext], Iterator[bytes]]:
-        def answer(request: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
-            with answering(context), door.writing_down(context, action) as seen:
-                peer = seen.peer = door.let_in(context)
-                door.allow(peer, _FETCH.get(peer.role, action), {})
-                yield from method(bulk(peer), door.caller(peer), request, context)
+    def append(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        with answering(context), door.writing_down(context, "upload") as seen:
+            peer = seen.peer = door.let_in(context)
+            door.allow(peer, "upload", _upload_details(hub, context))
+            yield from bulk(peer).append(door.caller(peer), messages, context)
 
-        return answer
+    def download(message: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        with answering(context), door.writing_down(context, "download") as seen:
+            peer = seen.peer = door.let_in(context)
+            request = _read(pb.DownloadRequest, message)
+            door.allow(peer, _as(peer, "download"), details_of(request, ("name",)))
+            yield from bulk(peer).download(door.caller(peer), message, context)
 
     calls = {name: control(call) for name, call in _CALLS.items()}
     streams = {
-        APPEND.rpartition("/")[2]: grpc.stream_stream_rpc_method_handler(
-            stream("upload", Bulk.append)
-        ),
-        DOWNLOAD.rpartition("/")[2]: grpc.unary_stream_rpc_method_handler(
-            stream("download", Bulk.download)
-        ),
+        APPEND.rpartition("/")[2]: grpc.stream_stream_rpc_method_handler(append),
+        DOWNLOAD.rpartition("/")[2]: grpc.unary_stream_rpc_method_handler(download),
     }
     return (
         grpc.method_handlers_generic_handler(_SERVICE, calls),
@@ -169,8 +168,7 @@ class _Door:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        # Refusals cost a line on disk each; a flood of them must not fill it.
-        self._lines = TokenBucket(_LINES_PER_S, _LINES_PER_S, time.monotonic)
+        self._refusals = Refusals(hub.audit, hub.telemetry)
 
     def let_in(self, context: grpc.ServicerContext) -> Peer:
         """Who calls.
@@ -211,7 +209,7 @@ class _Door:
         def released(caller: Caller, binding: Binding) -> None:
             service.refuse_unless_readable(binding.message(), peer)
             self._hub.audit.record(
-                "released",
+                "fetched" if peer.role == "owner" else "released",
                 peer,
                 run=binding.run_id,
                 round=binding.round,
@@ -227,30 +225,31 @@ class _Door:
         try:
             yield seen
         except FedotError as error:
-            self._hub.telemetry.refused(_reason(error))
-            if not isinstance(error, TransportError) and self._lines.try_take(1.0) == 0:
-                self._hub.audit.record(
-                    "refused", seen.peer, action=action, why=str(error), where=context.peer()
-                )
+            self._refusals.note(error, seen.peer, action, context.peer())
             raise
 
 
-# An owner downloads results, a site its bundle.
-_FETCH: Mapping[str, Action] = {"owner": "fetch"}
+def _as(peer: Peer, action: Action) -> Action:
+    """An owner downloads results, a site its bundle."""
+    return "fetch" if (peer.role, action) == ("owner", "download") else action
 
 
-def _reason(error: FedotError) -> str:
-    if isinstance(error, Busy):
-        return "limit"
-    if isinstance(error, Denied):
-        return "identity"
-    if isinstance(error, ProtocolError):
-        return "state"
-    return "wire" if isinstance(error, WireError) else "other"
+def _read(kind: type[Any], message: bytes) -> Any:
+    try:
+        return kind.FromString(message)
+    except DecodeError as error:
+        raise WireError(
+            f"a {kind.DESCRIPTOR.name} cannot be read; both sides may have different versions."
+        ) from error
 
 
-def _details(call: _Call, request: Any) -> Mapping[str, str]:
-    return {name: str(getattr(request, name))[:_LONGEST_DETAIL] for name in call.told}
+def _upload_details(hub: Hub, context: grpc.ServicerContext) -> Mapping[str, str]:
+    """What the bytes belong to; nothing where there is no such upload, which is refused next."""
+    try:
+        upload_id, _ = place_in(context.invocation_metadata())
+        return binding_details(hub.uploads.owner(upload_id).message())
+    except WireError:
+        return {}
 
 
 def _serialized(message: Any) -> bytes:

@@ -7,11 +7,14 @@ to ask who is calling. Nothing here waits for the federation, and nothing here c
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Protocol
 
 from fedot.cards import ResultCard
-from fedot.errors import ProtocolError, WireError
+from fedot.errors import ConfigError, ProtocolError, WireError
 from fedot.transport import fedot_pb2 as pb
 from fedot.transport.audit_log import AuditLog
 from fedot.transport.authorize import Authorizer
@@ -54,6 +57,10 @@ class JobDesk(Protocol):
         """Stop a job, or take it out of the queue."""
         ...
 
+    def resume(self, job_id: str) -> pb.Job:
+        """Queue a job again that failed or was aborted."""
+        ...
+
     def roll_back(self, job_id: str, round: int) -> pb.Job:
         """Go back to the state after an earlier round."""
         ...
@@ -88,25 +95,35 @@ class Service:
                 f"the site speaks protocol {request.protocol}, the server {PROTOCOL}; install the "
                 "same version of fedot on both sides."
             )
-        if not request.dataset_id or len(request.dataset_id) > 200:
-            raise WireError("dataset_id must have 1 to 200 characters; see the site's policy.")
-        self._hub.book.declare(peer.name, request.dataset_id)
+        if peer.role == "site":
+            if not 0 < len(request.dataset_id) <= 200 or not request.dataset_id.isprintable():
+                raise WireError(
+                    "dataset_id must have 1 to 200 printable characters; see the site's policy."
+                )
+            self._hub.book.declare(peer.name, request.dataset_id)
         self._hub.audit.record(
             "hello", peer, dataset_id=request.dataset_id, version=request.version
         )
+        ends = self._hub.members.ends_of(peer.fingerprint)
         return pb.HelloReply(
             site=peer.name,
             role=peer.role,
+            certificate_days_left=(ends - datetime.now(UTC)).total_seconds() / 86400,
             chunk_bytes=self._hub.limits.chunk_bytes,
             stall_timeout_s=self._hub.limits.stall_timeout_s,
         )
 
     def next(self, request: pb.NextRequest, peer: Peer) -> pb.NextReply:
         """What a site shall do."""
-        wait_s = min(max(request.wait_s, 0.0), _LONGEST_WAIT_S)
-        return _next_reply(
-            self._hub.board.next_for(peer.name, request.run_id, wait_s, request.peek)
-        )
+        hub = self._hub
+        if not request.peek and hub.book.dataset_of(peer.name) is None:
+            raise ProtocolError(f"{peer.name} has not said which data set it has; say hello first.")
+        # In this order, since NaN compares with nothing.
+        wait_s = min(request.wait_s, _LONGEST_WAIT_S) if request.wait_s > 0.0 else 0.0
+        answer = hub.board.next_for(peer.name, request.run_id, wait_s, request.peek)
+        if hub.members.is_revoked(peer.fingerprint):
+            raise Denied(f"the certificate of {peer.name} was revoked while it waited.")
+        return _next_reply(answer)
 
     def report(self, request: pb.ReportRequest, peer: Peer) -> pb.ReportReply:
         """What a site is doing."""
@@ -180,15 +197,16 @@ class Service:
                 f"{peer.name} is not in run {binding.run_id[:64]!r}; {self._hub.board.now()}. "
                 "Ask what comes next."
             )
-        if not self._hub.board.offers(binding.run_id, binding.digest):
+        if not self._hub.board.offers(peer.name, binding.run_id, binding.round, binding.digest):
             raise ProtocolError(
-                f"{binding.digest[:12]!r} belongs to no open round; {self._hub.board.now()}. "
-                "Ask what comes next."
+                f"{binding.digest[:12]!r} is not what {peer.name} is to get in round "
+                f"{binding.round}; {self._hub.board.now()}. Ask what comes next."
             )
 
     def submit_job(self, request: pb.SubmitRequest, peer: Peer) -> pb.Job:
         """Queue a job."""
-        job = self._hub.jobs.submit(request.name, request.config_yaml, peer.name)
+        with _told_to_the_owner():
+            job = self._hub.jobs.submit(request.name, request.config_yaml, peer.name)
         self._hub.audit.record("submitted", peer, job=job.job_id, name=request.name)
         return job
 
@@ -205,10 +223,16 @@ class Service:
         self._hub.audit.record("aborted", peer, job=request.job_id)
         return self._hub.jobs.abort(request.job_id, peer.name)
 
+    def resume_job(self, request: pb.JobRef, peer: Peer) -> pb.Job:
+        """Queue a job again that failed or was aborted."""
+        self._hub.audit.record("resumed", peer, job=request.job_id)
+        return self._hub.jobs.resume(request.job_id)
+
     def roll_back(self, request: pb.RollBackRequest, peer: Peer) -> pb.Job:
         """Go back to an earlier round."""
         self._hub.audit.record("rolled_back", peer, job=request.job_id, round=request.round)
-        return self._hub.jobs.roll_back(request.job_id, request.round)
+        with _told_to_the_owner():
+            return self._hub.jobs.roll_back(request.job_id, request.round)
 
     def _refuse_unless_asked(self, binding: Binding) -> None:
         board = self._hub.board
@@ -217,6 +241,15 @@ class Service:
                 f"round {binding.round} is not asked of {binding.site}: it is closed, was given up "
                 f"or never was; {board.now()}. Ask what comes next; the update does not count."
             )
+
+
+@contextmanager
+def _told_to_the_owner() -> Iterator[None]:
+    """What the owner asked for and cannot be done is the caller's business here."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ProtocolError(str(error)) from error
 
 
 def _own(message: pb.Binding, peer: Peer) -> Binding:

@@ -15,8 +15,8 @@ from fedot.transport.members import Peer, Role
 ACTIONS: tuple[Action, ...] = get_args(Action)
 # docs/transport.md, "Who is who".
 TABLE: dict[Role, set[str]] = {
-    "owner": {"hello", "submit", "list", "show", "abort", "roll_back", "fetch"},
-    "site": {"hello", "next", "report", "leave", "download", "upload"},
+    "owner": {"hello", "submit", "list", "show", "abort", "resume", "roll_back", "fetch"},
+    "site": {"hello", "take_part", "next", "report", "leave", "download", "upload"},
     "observer": {"hello", "list", "show"},
 }
 

@@ -172,14 +172,62 @@ def test_present_are_those_who_called_lately_and_not_those_who_only_look(
 
 def test_only_what_belongs_to_the_open_run_is_offered(board: Board) -> None:
     opened(board, "a")
-    assert board.offers(RUN, BUNDLE)
-    assert not board.offers(RUN, STATE)
-    assert not board.offers(RUN, "")
-    posted(board, 1, "a")
-    assert board.offers(RUN, STATE)
-    assert not board.offers(OTHER, BUNDLE)
+    assert board.offers("a", RUN, 0, BUNDLE)
+    assert not board.offers("a", RUN, 1, BUNDLE)
+    assert not board.offers("a", RUN, 0, STATE)
+    assert not board.offers("a", RUN, 0, "")
+    posted(board, 2, "a")
+    assert board.offers("a", RUN, 2, STATE)
+    assert not board.offers("a", RUN, 1, STATE)
+    assert not board.offers("b", RUN, 2, STATE)
+    assert not board.offers("a", OTHER, 0, BUNDLE)
     board.retract()
-    assert not board.offers(RUN, STATE)
+    assert not board.offers("a", RUN, 2, STATE)
+
+
+def test_run_that_is_taken_up_again_is_not_over_any_more(board: Board) -> None:
+    opened(board, "a")
+    board.close_run(RUN, "failed")
+    assert told(board, "a") == ("over", "failed")
+    opened(board, "a")
+    assert told(board, "a", "") == ("run", "card of a")
+    assert told(board, "a")[0] == "wait"
+
+
+def test_who_withdrew_and_comes_back_waits_for_the_next_run(board: Board) -> None:
+    opened(board, "a", left=("a",))
+    assert told(board, "a", "")[0] == "wait"
+
+
+def test_site_that_asks_again_frees_the_thread_of_its_earlier_call(board: Board) -> None:
+    opened(board, "a")
+    heard: list[str] = []
+    asked = threading.Event()
+
+    def ask() -> None:
+        asked.set()
+        heard.append(board.next_for("a", RUN, 60).what)
+
+    first = threading.Thread(target=ask)
+    first.start()
+    assert asked.wait(30)
+    # Whichever of the two came last goes on waiting, so this one does not wait at all.
+    while first.is_alive():
+        board.next_for("a", RUN, 0)
+        first.join(0.05)
+    assert heard == ["wait"]
+
+
+def test_site_that_refuses_a_run_does_not_count_as_present_until_it_comes_again(
+    board: Board,
+) -> None:
+    opened(board, "a")
+    told(board, "a")
+    board.report("a", RUN, 0, "failed", "the policy")
+    assert board.present() == []
+    assert [p.reason for p in board.presences()] == ["the policy"]
+    told(board, "a", "")
+    assert board.present() == ["a"]
 
 
 def test_late_is_who_was_asked_and_has_not_answered_by_the_deadline(

@@ -1,0 +1,37 @@
+"""What a person at the server wants to hear of the sites: who came, went, refused, is late."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from fedot.transport.board import Presence
+
+__all__ = ["Following"]
+
+
+class Following:
+    """Tells each piece of news once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Presence] = {}
+
+    def news(self, presences: Sequence[Presence]) -> Iterator[str]:
+        """What has changed since the last call, a line each.
+
+        Args:
+            presences: every site as it is now.
+        """
+        for now in presences:
+            old = self._known.get(now.site)
+            self._known[now.site] = now
+            if now.is_late and not (old is not None and old.is_late):
+                yield f"{now.site} is late"
+            if now.is_gone != (old is None or old.is_gone):
+                yield f"{now.site} {'has gone silent' if now.is_gone else 'is in'}"
+            if now.phase == "failed" and (old is None or _failure(old) != _failure(now)):
+                where = f"round {now.round}" if now.round else "the run"
+                yield f"{now.site} cannot do {where}: {now.reason or 'no reason was given'}"
+
+
+def _failure(presence: Presence) -> tuple[str, int]:
+    return presence.phase, presence.round
