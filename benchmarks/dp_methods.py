@@ -6,12 +6,16 @@ norm and divide by the batch size.
 
 from __future__ import annotations
 
+import os
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from opacus.grad_sample import GradSampleHooks
 from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import (
     GradSampleHooksFastGradientClipping,
@@ -25,7 +29,7 @@ from fedot.client.training import sequence_losses
 from fedot.data.tokenize import Sequences
 from fedot.models.adapters import Adapter, AdapterSpec, attach, linear_names
 from fedot.privacy.dp_sgd import PrivateOptimizer, per_example_gradients, private_step
-from fedot.privacy.noise import NoiseSource
+from fedot.privacy.noise import KEY_BYTES, NoiseSource
 
 CLIP, NOISE_MULTIPLIER = 0.5, 1.0
 
@@ -82,6 +86,18 @@ class Shape:
         return Sequences(ids, torch.ones_like(ids, dtype=torch.bool))
 
 
+class TimedNoise(NoiseSource):
+    """Knows how long a step waits for its numbers: the rest is drawn beside other work."""
+
+    waited_s = 0.0
+
+    def normal(self, num: int) -> NDArray[np.float64]:
+        started = time.perf_counter()
+        drawn = super().normal(num)
+        self.waited_s += time.perf_counter() - started
+        return drawn
+
+
 @dataclass
 class Method:
     """One way of making steps."""
@@ -91,6 +107,7 @@ class Method:
     adapter: Adapter
     num_parameters: int
     stay_open: ExitStack = field(default_factory=ExitStack)
+    noise: TimedNoise | None = None
 
 
 def adamw(adapter: Adapter) -> torch.optim.AdamW:
@@ -110,6 +127,7 @@ def no_dp(adapter: Adapter, batch: Sequences) -> Method:
 
 def ours(adapter: Adapter, batch: Sequences) -> Method:
     inner = adamw(adapter)
+    noise = TimedNoise(os.urandom(KEY_BYTES))
     stay_open = ExitStack()
     gradients = stay_open.enter_context(per_example_gradients(adapter.model))
     optimizer = PrivateOptimizer(
@@ -118,13 +136,13 @@ def ours(adapter: Adapter, batch: Sequences) -> Method:
         l2_clip_norm=CLIP,
         noise_multiplier=NOISE_MULTIPLIER,
         expected_batch_size=len(batch),
-        noise=NoiseSource.from_os(),
+        noise=noise,
     )
 
     def step() -> None:
         private_step(optimizer, [lambda: sequence_losses(adapter.model, batch)])
 
-    return Method(step, inner, adapter, adapter.num_parameters, stay_open)
+    return Method(step, inner, adapter, adapter.num_parameters, stay_open, noise)
 
 
 def opacus_hooks(adapter: Adapter, batch: Sequences) -> Method:
