@@ -92,6 +92,7 @@ class TimedNoise(NoiseSource):
     waited_s = 0.0
 
     def normal(self, num: int) -> NDArray[np.float64]:
+        """As `NoiseSource.normal`."""
         started = time.perf_counter()
         drawn = super().normal(num)
         self.waited_s += time.perf_counter() - started
