@@ -104,11 +104,6 @@ class Appending:
             self._written, self._hashed, self._hash = offset, part.hashed, part.hash.copy()
             self._file = disk.open(part.path)
             part.stream = self
-            try:
-                disk.truncate(self._file, offset)
-            except OSError as error:
-                self.leave()
-                raise _disk_error(error) from error
 
     def write(self, chunk: bytes) -> None:
         """Write the next bytes; they are not durable yet.

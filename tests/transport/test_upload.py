@@ -13,9 +13,11 @@ import pytest
 
 from fedot.errors import ProtocolError, TransportError, WireError
 from fedot.transport.binding import Binding
+from fedot.transport.disk import Disk
 from fedot.transport.errors import Denied, OutOfStep, UnknownUpload
 from fedot.transport.limits import Limits
 from fedot.transport.upload import ACK_BYTES, UploadState, UploadStore
+from fedot.transport.upload_table import UploadTable
 
 LIMITS = Limits()
 PAYLOAD = random.Random(7).randbytes(5 * 2**20 + 17)
@@ -263,6 +265,16 @@ def test_committed_updates_come_in_the_order_of_sites(store: UploadStore) -> Non
     sites = [each.site for each in store.committed("run", 1)]
     assert sites == ["hospital-a", "hospital-b", "hospital-c"]
     assert not store.committed("run", 2)
+
+
+def test_what_was_recorded_never_goes_back(tmp_path: Path) -> None:
+    table = UploadTable(tmp_path / "uploads.sqlite", Disk())
+    row, _ = table.create(binding(), 100, "{}", 10**9)
+    table.record(row.upload_id, 100, is_whole=True)
+    # A stream that was cut off meanwhile, and is late.
+    table.record(row.upload_id, 40)
+    assert (table.get(row.upload_id).durable, table.get(row.upload_id).is_whole) == (100, True)
+    table.close()
 
 
 def test_many_sites_at_once_do_not_mix(store: UploadStore) -> None:
