@@ -74,9 +74,7 @@ class UploadStore:
             try:
                 self._recover()
             except (OSError, sqlite3.OperationalError) as error:
-                raise ConfigError(
-                    f"cannot use {folder}: {error}. Make room, then start."
-                ) from error
+                raise ConfigError(f"cannot use {folder}: {error}. Make room first.") from error
             undo.pop_all()
 
     def close(self) -> None:
