@@ -108,11 +108,6 @@ class Appending:
             self._unhashed: list[bytes] = []
             self._file = disk.open(part.path)
             part.stream = self
-            try:
-                disk.truncate(self._file, offset)
-            except OSError as error:
-                self.leave()
-                raise _disk_error(error) from error
 
     def write(self, chunk: bytes) -> None:
         """Write the next bytes; they are not durable yet.

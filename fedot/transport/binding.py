@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import fedot.transport.fedot_pb2 as wire
 from fedot.errors import WireError
-from fedot.transport import fedot_pb2 as wire
 
 __all__ = ["Binding", "File", "check_name"]
 

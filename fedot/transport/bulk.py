@@ -16,8 +16,8 @@ from typing import Protocol
 import grpc
 from google.protobuf.message import DecodeError
 
+import fedot.transport.fedot_pb2 as wire
 from fedot.errors import PeerTimeout, TransportError, WireError
-from fedot.transport import fedot_pb2 as wire
 from fedot.transport.binding import Binding
 from fedot.transport.errors import Denied
 from fedot.transport.frames import frame, offset_message, place_in, unframe

@@ -19,8 +19,8 @@ from typing import TypeVar
 import grpc
 from google.protobuf.message import Message
 
+import fedot.transport.fedot_pb2 as wire
 from fedot.errors import PeerTimeout, TransportError, WireError
-from fedot.transport import fedot_pb2 as wire
 from fedot.transport.binding import Binding, File, check_name
 from fedot.transport.draft import Draft
 from fedot.transport.errors import OutOfStep, UnknownUpload, error_of

@@ -37,10 +37,6 @@ class Disk:
         """Read up to so much."""
         return os.pread(file, num_bytes, offset)
 
-    def truncate(self, file: int, num_bytes: int) -> None:
-        """Cut off what lies behind."""
-        os.ftruncate(file, num_bytes)
-
     def fdatasync(self, file: int) -> None:
         """Everything written before this lasts."""
         os.fdatasync(file)

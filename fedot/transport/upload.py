@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedot.errors import ProtocolError, WireError
+from fedot.errors import ConfigError, ProtocolError, WireError
 from fedot.transport.appending import ACK_BYTES, Appending, Part
 from fedot.transport.binding import Binding
 from fedot.transport.disk import Disk
@@ -58,6 +58,9 @@ class UploadStore:
         folder: of the store alone; strange files in it are removed.
         limits: how large an upload, and all of a site in one run, may be.
         disk: for tests.
+
+    Raises:
+        ConfigError: the folder cannot be used.
     """
 
     def __init__(self, folder: Path, limits: Limits, disk: Disk | None = None):
@@ -68,7 +71,10 @@ class UploadStore:
         self._table = UploadTable(folder / "uploads.sqlite", self._disk)
         with ExitStack() as undo:
             undo.callback(self._table.close)
-            self._recover()
+            try:
+                self._recover()
+            except (OSError, sqlite3.OperationalError) as error:
+                raise ConfigError(f"cannot use {folder}: {error}. Make room first.") from error
             undo.pop_all()
 
     def close(self) -> None:
@@ -143,6 +149,9 @@ class UploadStore:
             raise ProtocolError("the upload is committed; nothing can be added to it.")
         part = self._part(row)
         with _disk_errors():
+            if part.durable > row.durable:
+                # The last stream could not record how far it came; what is told must be recorded.
+                self._table.record(upload_id, part.durable)
             return Appending(
                 part, offset, self._disk, lambda durable: self._table.record(upload_id, durable)
             )
@@ -211,8 +220,13 @@ class UploadStore:
         return any(row.binding.site == site for row in self._table.whole(run_id, round))
 
     def drop(self, run_id: str, round: int) -> None:
-        """Forget a round: its files are kept elsewhere now, or not needed. Streams are cut off."""
-        self._forget(self._table.of_round(run_id, round))
+        """Forget a round: its files are kept elsewhere now, or not needed. Streams are cut off.
+
+        Raises:
+            Busy: the disk failed; the round is still there, or files are that a restart removes.
+        """
+        with _disk_errors():
+            self._forget(self._table.of_round(run_id, round))
 
     def _forget(self, rows: Sequence[Row]) -> None:
         # Rows first: files without a row are removed at the next start, not the other way.

@@ -29,11 +29,7 @@ class _File:
     since: list[tuple[int, bytes]] = field(default_factory=list)
 
     def apply(self, offset: int, data: bytes) -> None:
-        # Bytes that nobody wrote read as zeros; offset -1 - n stands for a truncation to n.
-        if offset < 0:
-            del self.durable[-1 - offset :]
-            self.durable.extend(bytes(-1 - offset - len(self.durable)))
-            return
+        # Bytes that nobody wrote read as zeros.
         self.durable.extend(bytes(max(0, offset + len(data) - len(self.durable))))
         self.durable[offset : offset + len(data)] = data
 
@@ -44,7 +40,7 @@ class SimulatedDisk(Disk):
     Args:
         folder: where the store keeps its files.
         rng: decides what fails, and what survives a crash.
-        fail_prob: of a write (no space left, some of it written) and of an fdatasync.
+        fail_prob: of a write (no space left, some of it written), an fdatasync, a commit.
         lies: operations that do nothing and say that they did: what a program without them does.
 
     Attributes:
@@ -93,13 +89,11 @@ class SimulatedDisk(Disk):
         if fails:
             raise OSError(errno.ENOSPC, "no space left")
 
-    def truncate(self, file: int, num_bytes: int) -> None:
-        self._opened[file].since.append((-1 - num_bytes, b""))
-        super().truncate(file, num_bytes)
-
     def fdatasync(self, file: int) -> None:
         self._step()
         if self._rng.random() < self.fail_prob:
+            # As Linux does: what it could not write counts as written from now on.
+            self._opened[file].since.clear()
             raise OSError(errno.EIO, "the disk failed")
         if "fdatasync" not in self._lies:
             known = self._opened[file]
@@ -135,6 +129,8 @@ class SimulatedDisk(Disk):
 
     def commit(self, db: sqlite3.Connection) -> None:
         self._step()
+        if self._rng.random() < self.fail_prob:
+            raise sqlite3.OperationalError("database or disk is full")
         super().commit(db)
         self._step()
 

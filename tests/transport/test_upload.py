@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sqlite3
 import threading
 from collections.abc import Iterator
 from hashlib import sha256
@@ -13,9 +14,11 @@ import pytest
 
 from fedot.errors import ProtocolError, TransportError, WireError
 from fedot.transport.binding import Binding
-from fedot.transport.errors import Denied, OutOfStep, UnknownUpload
+from fedot.transport.disk import Disk
+from fedot.transport.errors import Busy, Denied, OutOfStep, UnknownUpload
 from fedot.transport.limits import Limits
 from fedot.transport.upload import ACK_BYTES, UploadState, UploadStore
+from fedot.transport.upload_table import UploadTable
 
 LIMITS = Limits()
 PAYLOAD = random.Random(7).randbytes(5 * 2**20 + 17)
@@ -263,6 +266,44 @@ def test_committed_updates_come_in_the_order_of_sites(store: UploadStore) -> Non
     sites = [each.site for each in store.committed("run", 1)]
     assert sites == ["hospital-a", "hospital-b", "hospital-c"]
     assert not store.committed("run", 2)
+
+
+class FullAfterRename(Disk):
+    """Takes everything but the record of the first rename."""
+
+    def __init__(self) -> None:
+        self.renames = self.refusals = 0
+
+    def rename(self, before: Path, after: Path) -> None:
+        super().rename(before, after)
+        self.renames += 1
+
+    def commit(self, db: sqlite3.Connection) -> None:
+        if self.renames and not self.refusals:
+            self.refusals += 1
+            raise sqlite3.OperationalError("database or disk is full")
+        super().commit(db)
+
+
+def test_a_commit_that_could_not_be_recorded_can_be_tried_again(tmp_path: Path) -> None:
+    with UploadStore(tmp_path / "store", LIMITS, FullAfterRename()) as store:
+        state = begin(store)
+        send(store, state.upload_id, 0, PAYLOAD)
+        with pytest.raises(Busy, match="disk"):
+            store.commit(state.upload_id, binding())
+        assert not store.committed("run", 1)
+        assert store.commit(state.upload_id, binding()).is_committed
+        assert store.committed("run", 1)[0].path.read_bytes() == PAYLOAD
+
+
+def test_what_was_recorded_never_goes_back(tmp_path: Path) -> None:
+    table = UploadTable(tmp_path / "uploads.sqlite", Disk())
+    row, _ = table.create(binding(), 100, "{}", 10**9)
+    table.record(row.upload_id, 100, is_whole=True)
+    # A stream that was cut off meanwhile, and is late.
+    table.record(row.upload_id, 40)
+    assert (table.get(row.upload_id).durable, table.get(row.upload_id).is_whole) == (100, True)
+    table.close()
 
 
 def test_many_sites_at_once_do_not_mix(store: UploadStore) -> None:
