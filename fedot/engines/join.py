@@ -114,13 +114,15 @@ def join(
     channel.call("Hello", hello, pb.HelloReply)
     say(f"{owner.name} is in; waiting for a run")
     ready: _Ready | None = None
-    why = ""
+    why, wait_s = "", 0.0
     while True:
         before_asking()
         began = time.monotonic()
         run_id = ready.card.run_id if ready else ""
-        request = pb.NextRequest(run_id=run_id, wait_s=_WAIT_S)
-        reply = channel.call("Next", request, pb.NextReply, _WAIT_S)
+        request = pb.NextRequest(run_id=run_id, wait_s=wait_s)
+        reply = channel.call("Next", request, pb.NextReply, wait_s)
+        # The first answer comes at once, so that a person hears why there is nothing to do.
+        wait_s = _WAIT_S
         what = reply.WhichOneof("what")
         if what == "over":
             return str(reply.over.outcome)[:_LONGEST_WHY]
