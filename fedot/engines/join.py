@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedot.cards import ResultCard, RunCard, TaskCard
@@ -26,6 +27,7 @@ from fedot.errors import (
     TransportError,
     WireError,
 )
+from fedot.journal import write_durably
 from fedot.messages import ClientResult, Progress
 from fedot.transport import fedot_pb2 as pb
 from fedot.transport.binding import Binding
@@ -99,14 +101,20 @@ def join(
         dataset_id=owner.policy.dataset_id,
     )
     channel.call("Hello", hello, pb.HelloReply)
+    begun = _begun(owner)
+    if begun.exists():
+        # Who was killed at the end of a run has to hear of it too.
+        reply = _next(channel, begun.read_text(encoding="utf-8"), 0)
+        if reply.WhichOneof("what") == "over":
+            begun.unlink()
+            return str(reply.over.outcome)
     say(f"{owner.name} is in; waiting for a run")
     ready: _Ready | None = None
     while True:
-        run_id = ready.card.run_id if ready else ""
-        request = pb.NextRequest(run_id=run_id, wait_s=_WAIT_S)
-        reply = channel.call("Next", request, pb.NextReply, _WAIT_S)
+        reply = _next(channel, ready.card.run_id if ready else "", _WAIT_S)
         what = reply.WhichOneof("what")
         if what == "over":
+            begun.unlink(missing_ok=True)
             return str(reply.over.outcome)
         if what == "run_json":
             card = RunCard.read(reply.run_json)
@@ -117,6 +125,16 @@ def join(
             task = TaskCard.read(reply.task_json)
             _refuse_other_run(ready.card, task)
             _do_round(channel, owner, ready, task, progress, say, make_noise)
+
+
+def _begun(owner: DataOwner) -> Path:
+    """Holds the id of the run that a site is in, until it has heard of its end."""
+    return owner.home / "run"
+
+
+def _next(channel: Channel, run_id: str, wait_s: float) -> pb.NextReply:
+    request = pb.NextRequest(run_id=run_id, wait_s=wait_s)
+    return channel.call("Next", request, pb.NextReply, wait_s)
 
 
 def _refuse_other_run(card: RunCard, task: TaskCard) -> None:
@@ -134,6 +152,7 @@ def _get_ready(
     from fedot.engines.local_site import load_adapter_of, load_site, weigh
 
     weigh(owner, card)
+    write_durably(_begun(owner), card.run_id.encode())
     with _reporting(channel, card.run_id, 0, "download"):
         bundle = fetch_bundle(channel, kit, owner.home / "bundles", card, owner.name, progress)
     return _Ready(card, load_site(owner, card, bundle), load_adapter_of(owner, card, bundle))

@@ -120,9 +120,9 @@ class RemoteEngine:
             if late and num_good >= enough:
                 return
             event = self._board.next_event(_TICK_S)
-            if event is None or event.kind == "wake":
+            if event is None or (event.run_id, event.round) != (task.run_id, task.round):
                 continue
-            if event.site not in missing:
+            if event.kind == "wake" or event.site not in missing:
                 continue
             if event.kind == "arrived":
                 found = self._uploads.committed(task.run_id, task.round)

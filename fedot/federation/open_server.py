@@ -81,8 +81,10 @@ def open_server(settings: ServerSettings, watcher: Watcher) -> Iterator[Server]:
         board, shelf = Board(uploads.is_committed), Shelf()
         for job in queue.list():
             run_id = run_id_of(queue.run_folder(job.job_id))
-            if job.state in ("done", "failed", "aborted") and run_id is not None:
+            if run_id is not None and job.state in ("done", "failed", "aborted"):
                 board.close_run(run_id, job.state)
+            elif run_id is not None:
+                board.expect(run_id)
         host, port = _address(settings.metrics)
         telemetry = stack.enter_context(
             Telemetry(members, lambda: _health(board, queue), host, port)

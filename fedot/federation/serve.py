@@ -79,7 +79,10 @@ class Server:
         self._stop = threading.Event()
 
     def submit_once(self, name: str, config_yaml: str, by: str) -> None:
-        """Queue a job unless the same one is still to be done: then it goes on.
+        """Queue a job unless the same one is still to be done, then it goes on; or is done.
+
+        A server that is started again with the same command must not spend budgets again: for that
+        there is `fedot job submit`.
 
         Raises:
             ConfigError: the config cannot be used.
@@ -87,7 +90,9 @@ class Server:
         resolved = to_yaml(config_from_yaml(config_yaml))
         for job in self._queue.list():
             same = (job.name, job.config_yaml) == (name, resolved)
-            if same and job.state in ("queued", "running"):
+            if same and job.state in ("queued", "running", "done"):
+                if job.state == "done":
+                    self._watcher.say(f"job {job.job_id} ({name}) is done; nothing is run again")
                 return
         self._queue.submit(name, config_yaml, by)
 
@@ -188,14 +193,16 @@ class Server:
         )
 
     def _wait_for_sites(self, job: Job, start: RunStart) -> None:
-        wanted = start.config.network.wait_for or len(start.names)
         shown: Sequence[str] | None = None
         while self._reason_to_stop(job) is None:
-            here = sorted(set(self._hub.board.present()) & set(start.names))
+            # Who has withdrawn never comes again.
+            names = set(start.names) - set(self._hub.book.withdrawn(start.run_id))
+            wanted = min(start.config.network.wait_for or len(names), len(names))
+            here = sorted(set(self._hub.board.present()) & names)
             if here != shown:
-                missing = sorted(set(start.names) - set(here))
+                missing = sorted(names - set(here))
                 self._watcher.say(
-                    f"{len(here)} of {len(start.names)} sites are here, {wanted} are needed"
+                    f"{len(here)} of {len(names)} sites are here, {wanted} are needed"
                     + (f"; missing: {', '.join(missing)}" if missing else "")
                 )
                 shown = here

@@ -47,17 +47,19 @@ class _Call:
         action: what roles and hooks know it as.
         request: its message.
         told: which fields of the request a hook is shown.
+        waits: the method may wait long, so it is given what tells whether the caller still does.
     """
 
     action: Action
-    method: Callable[[Service, Any, Peer], Any]
+    method: Callable[..., Any]
     request: type[Any]
     told: tuple[str, ...] = ()
+    waits: bool = False
 
 
 _CALLS: Mapping[str, _Call] = {
     "Hello": _Call("hello", Service.hello, pb.HelloRequest, ("dataset_id", "version")),
-    "Next": _Call("next", Service.next, pb.NextRequest, ("run_id",)),
+    "Next": _Call("next", Service.next, pb.NextRequest, ("run_id",), waits=True),
     "Report": _Call("report", Service.report, pb.ReportRequest, ("run_id", "round", "phase")),
     "Leave": _Call("leave", Service.leave, pb.LeaveRequest, ("run_id",)),
     "CreateUpload": _Call("upload", Service.create_upload, pb.CreateUploadRequest, ("size",)),
@@ -121,7 +123,8 @@ def _handlers(hub: Hub, watch: StallWatch) -> tuple[grpc.GenericRpcHandler, ...]
                 peer = seen.peer = door.let_in(context)
                 gate.call(peer.name)
                 door.allow(peer, call.action, _details(call, request))
-                return call.method(service, request, peer)
+                more = (context.is_active,) if call.waits else ()
+                return call.method(service, request, peer, *more)
 
         return grpc.unary_unary_rpc_method_handler(
             answer,

@@ -7,6 +7,7 @@ to ask who is calling. Nothing here waits for the federation, and nothing here c
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +18,7 @@ from fedot.transport.audit_log import AuditLog
 from fedot.transport.authorize import Authorizer
 from fedot.transport.binding import Binding
 from fedot.transport.board import Answer, Board
-from fedot.transport.errors import Denied
+from fedot.transport.errors import Busy, Denied
 from fedot.transport.limits import Limits
 from fedot.transport.members import Members, Peer
 from fedot.transport.metrics import Telemetry
@@ -101,11 +102,13 @@ class Service:
             stall_timeout_s=self._hub.limits.stall_timeout_s,
         )
 
-    def next(self, request: pb.NextRequest, peer: Peer) -> pb.NextReply:
+    def next(
+        self, request: pb.NextRequest, peer: Peer, is_there: Callable[[], bool]
+    ) -> pb.NextReply:
         """What a site shall do."""
         wait_s = min(max(request.wait_s, 0.0), _LONGEST_WAIT_S)
         return _next_reply(
-            self._hub.board.next_for(peer.name, request.run_id, wait_s, request.peek)
+            self._hub.board.next_for(peer.name, request.run_id, wait_s, request.peek, is_there)
         )
 
     def report(self, request: pb.ReportRequest, peer: Peer) -> pb.ReportReply:
@@ -121,6 +124,7 @@ class Service:
     def leave(self, request: pb.LeaveRequest, peer: Peer) -> pb.LeaveReply:
         """Withdraw from a run for good."""
         if not self._hub.board.is_in(peer.name, request.run_id):
+            self._refuse_for_now(request.run_id, peer.name)
             raise ProtocolError(f"{peer.name} is not in run {request.run_id[:64]!r}.")
         self._hub.audit.record("left", peer, run=request.run_id)
         self._hub.book.withdraw(request.run_id, peer.name)
@@ -171,20 +175,24 @@ class Service:
 
         Raises:
             ProtocolError: it is neither.
+            Busy: that cannot be said yet.
         """
         if peer.role == "owner":
             return
         binding = _own(message, peer)
-        if not self._hub.board.is_in(peer.name, binding.run_id):
+        is_in = self._hub.board.is_in(peer.name, binding.run_id)
+        if is_in and self._hub.board.offers(binding.run_id, binding.digest):
+            return
+        self._refuse_for_now(binding.run_id, peer.name)
+        if not is_in:
             raise ProtocolError(
                 f"{peer.name} is not in run {binding.run_id[:64]!r}; {self._hub.board.now()}. "
                 "Ask what comes next."
             )
-        if not self._hub.board.offers(binding.run_id, binding.digest):
-            raise ProtocolError(
-                f"{binding.digest[:12]!r} belongs to no open round; {self._hub.board.now()}. "
-                "Ask what comes next."
-            )
+        raise ProtocolError(
+            f"{binding.digest[:12]!r} belongs to no open round; {self._hub.board.now()}. Ask what "
+            "comes next."
+        )
 
     def submit_job(self, request: pb.SubmitRequest, peer: Peer) -> pb.Job:
         """Queue a job."""
@@ -210,9 +218,19 @@ class Service:
         self._hub.audit.record("rolled_back", peer, job=request.job_id, round=request.round)
         return self._hub.jobs.roll_back(request.job_id, request.round)
 
+    def _refuse_for_now(self, run_id: str, site: str) -> None:
+        """A server that was just started again must not tell a site that its round is closed.
+
+        Raises:
+            Busy: the run goes on, and has not asked anything yet.
+        """
+        if self._hub.board.is_expected(run_id, site):
+            raise Busy("the server was started again and takes up the run; try later.", 0.0)
+
     def _refuse_unless_asked(self, binding: Binding) -> None:
         board = self._hub.board
         if not board.is_open(binding.site, binding.run_id, binding.round):
+            self._refuse_for_now(binding.run_id, binding.site)
             raise ProtocolError(
                 f"round {binding.round} is not asked of {binding.site}: it is closed, was given up "
                 f"or never was; {board.now()}. Ask what comes next; the update does not count."

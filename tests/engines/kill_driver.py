@@ -121,7 +121,9 @@ class Federation:
             if found:
                 del self.running[name]
                 self.ended.add(name)
-                if status:
+                # Told to stop before it could listen to that.
+                is_told = name == SERVER and self.ended.issuperset(SITES)
+                if status and not (is_told and os.WTERMSIG(status) == signal.SIGTERM):
                     self.odd.append(f"{'server' if name == SERVER else 'a site'} died by itself")
         if self.ended.issuperset(SITES) and SERVER in self.running:
             os.kill(self.running[SERVER], signal.SIGTERM)
