@@ -116,7 +116,7 @@ class Board:
             self._expected.add(run_id)
 
     def is_expected(self, run_id: str, site: str) -> bool:
-        """Whether it cannot be said yet what a run will ask; the site that wants to know is here."""
+        """Whether it cannot be said yet what a run will ask; the site that asked counts as here."""
         with self._changed:
             if run_id not in self._expected:
                 return False

@@ -12,11 +12,11 @@ from kill_world import ROUNDS, SITES
 
 from fedot.client.chains import update_chain
 from fedot.compression.codec import decode, spec_of
+from fedot.emulator.bundle import read_bundle
 from fedot.federation.jobs import JobQueue
 from fedot.federation.rounds import from_journal
 from fedot.journal import Journal
 from fedot.models.adapters import attach
-from fedot.emulator.bundle import read_bundle
 from fedot.privacy.ledger import Ledger
 
 
@@ -54,7 +54,9 @@ def broken_in(home: Path, config: Any, wanted: dict[str, Any]) -> list[str]:
         found += broken_ledgers(home)
     elif wanted:
         got = traces(home)
-        found += [f"{key} differ from an undisturbed run's" for key in got if got[key] != wanted[key]]
+        found += [
+            f"{key} differ from an undisturbed run's" for key in got if got[key] != wanted[key]
+        ]
     return found + broken_aggregates(home, config)
 
 
@@ -78,9 +80,19 @@ def broken_order(home: Path) -> list[str]:
         acknowledged |= {key} if what == "acknowledged" else set()
         accepted |= {key} if what == "accepted" else set()
     found += ["a round was sent with two updates" for sent in digests.values() if len(sent) > 1]
-    return found + [
-        "an update reached the server and was not charged" for _ in _uncharged(home)
-    ]
+    return found + ["an update reached the server and was not charged" for _ in _uncharged(home)]
+
+
+def witnessed(home: Path) -> Counter[str]:
+    """What restarts had to do with what was there already."""
+    told = [json.loads(line) for line in (home / "trace.jsonl").read_text().splitlines()]
+    sent = Counter((each["site"], each["round"]) for each in told if each["what"] == "sends")
+    return Counter(
+        stored_bytes_sent_again=sum(sent.values()) - len(sent),
+        rounds_gone_on_with=sum(
+            each["what"] == "posted" and len(each["sites"]) < len(SITES) for each in told
+        ),
+    )
 
 
 def _uncharged(home: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """Kills a federation: forks a server and sites, SIGKILLs them at random, and looks at the result.
 
-    python kill_driver.py FOLDER --kills 60 --seed 1 --json OUT
+    python kill_driver.py FOLDER --kills 60 --each 5 --json OUT
     python kill_driver.py FOLDER --minutes 30 --json OUT
+    python kill_driver.py FOLDER --plants --json OUT
 
 Runs federations one after the other, without and with DP in turn, and kills server or sites about
 a dozen times in each, until there were so many kills or minutes. Prints, and writes to OUT, one
@@ -9,12 +10,14 @@ JSON object: kills by phase, federations finished, and every promise that was fo
 
 Every process is a fork of this one, which has no threads and never opens a channel: torch is
 imported once. What a kill is counted under is the phase in which the process really died.
-`--plant` has the children run with a bug (`kill_plants.py`) and ends with what was seen of it.
+With `--plants` the children run with bugs (`kill_plants.py`), one after the other, until each is
+seen; `seen` says by what.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import shutil
@@ -31,12 +34,19 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import faulthandler
 import torch
-from kill_checks import broken_in, traces
+from kill_checks import broken_in, traces, witnessed
 from kill_plants import PLANTS
-from kill_world import PHASES, SITES, Watched, make_config, prepare_home, serve, take_part, write_inputs
-
+from kill_world import (
+    PHASES,
+    SITES,
+    Watched,
+    make_config,
+    prepare_home,
+    serve,
+    take_part,
+    write_inputs,
+)
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
@@ -63,6 +73,7 @@ class Tally:
     kills: Counter[str] = field(default_factory=Counter)
     victims: Counter[str] = field(default_factory=Counter)
     broken: Counter[str] = field(default_factory=Counter)
+    witnessed: Counter[str] = field(default_factory=Counter)
     finished: int = 0
     begun: int = 0
 
@@ -73,6 +84,7 @@ class Tally:
             "begun": self.begun,
             "finished": self.finished,
             "broken": dict(self.broken),
+            "witnessed": dict(self.witnessed),
         }
 
 
@@ -100,19 +112,23 @@ class Federation:
         watched = Watched(self.phases, slot, self.home)
 
         def work() -> None:
-            watched.server() if name == SERVER else watched.site()
+            is_server = name == SERVER
             if self.plant:
-                PLANTS[self.plant].install(name == SERVER, self.home)
-            serve(self.home, self.port) if name == SERVER else take_part(
-                self.home, name, self.port
-            )
+                PLANTS[self.plant].install(is_server, self.home)
+            if is_server:
+                watched.server()
+                serve(self.home, self.port)
+            else:
+                watched.site()
+                take_part(self.home, name, self.port)
 
         self.running[name] = forked(work, self.home / f"{name}.log")
 
     def inside(self, name: str) -> list[str]:
         """The phases that a process is in."""
         first = NAMES.index(name) * len(PHASES)
-        return [p for p, num in zip(PHASES, self.phases[first : first + len(PHASES)]) if num]
+        here = self.phases[first : first + len(PHASES)]
+        return [p for p, num in zip(PHASES, here, strict=True) if num]
 
     def reap(self) -> None:
         """Notice who has ended by itself; once all sites have, the server may."""
@@ -264,8 +280,8 @@ def break_ground(folder: Path, unit: str) -> Ground:
     return Ground(config, start, traces(quiet))
 
 
-def one_run(ground: Ground, rng: Random, tally: Tally, kills: int, plant: str) -> Federation:
-    home = ground.start.with_name(f"run-{tally.begun}")
+def one_run(ground: Ground, rng: Random, tally: Tally, kills: int, plant: str = "") -> None:
+    home = ground.start.with_name(f"run-{plant}{tally.begun}")
     shutil.copytree(ground.start, home)
     tally.begun += 1
 
@@ -280,22 +296,46 @@ def one_run(ground: Ground, rng: Random, tally: Tally, kills: int, plant: str) -
     federation.end()
     found = federation.odd or broken_in(home, ground.config, ground.wanted)
     tally.broken.update(found)
-    if not federation.odd:
-        tally.finished += 1
+    tally.witnessed += witnessed(home)
+    tally.finished += not federation.odd
     if not found:
         shutil.rmtree(home)
-    return federation
+
+
+def kill(grounds: dict[str, Ground], options: argparse.Namespace) -> dict[str, Any]:
+    """Until there were so many kills, so many in each phase, and so many minutes."""
+    rng, tally, began = Random(options.seed), Tally(), time.monotonic()
+    while (
+        not tally.begun
+        or sum(tally.kills.values()) < options.kills
+        or min(tally.kills[phase] for phase in PHASES) < options.each
+        or time.monotonic() - began < options.minutes * 60
+    ):
+        ground = list(grounds.values())[tally.begun % len(grounds)]
+        one_run(ground, rng, tally, options.per_run)
+    return tally.as_json()
+
+
+def plant(grounds: dict[str, Ground], options: argparse.Namespace) -> dict[str, Any]:
+    """Every bug, in at most five federations."""
+    rng, seen = Random(options.seed), {}
+    for name, bug in PLANTS.items():
+        tally = Tally()
+        while tally.begun < 5 and not tally.broken:
+            one_run(grounds[bug.unit], rng, tally, 6, name)
+        seen[name] = sorted(tally.broken)
+    return {"seen": seen}
 
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="a new one; what went wrong stays in it")
     parser.add_argument("--kills", type=int, default=0, help="at least so many, then end")
+    parser.add_argument("--each", type=int, default=0, help="at least so many in each phase")
     parser.add_argument("--minutes", type=float, default=0.0, help="at least so long, then end")
     parser.add_argument("--per-run", type=int, default=15, help="kills in one federation")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--unit", choices=("none", "example"), help="default: in turn")
-    parser.add_argument("--plant", choices=sorted(PLANTS), default="")
+    parser.add_argument("--plants", action="store_true", help="see every planted bug instead")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
@@ -305,20 +345,12 @@ def main() -> None:
     quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
     os.environ.update({**quiet, "no_proxy": "localhost"})
     torch.set_num_threads(1)
-    folder = options.folder.resolve()
+    began, folder = time.monotonic(), options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     wait_for(forked(lambda: write_inputs(folder), folder / "inputs.log"))
-    units = (options.unit,) if options.unit else ("none", "example")
-    grounds = [break_ground(folder, unit) for unit in units]
-    rng, tally, began = Random(options.seed), Tally(), time.monotonic()
-    while not tally.begun or (
-        sum(tally.kills.values()) < options.kills
-        or time.monotonic() - began < options.minutes * 60
-    ):
-        one_run(grounds[tally.begun % len(grounds)], rng, tally, options.per_run, options.plant)
-        if options.plant and tally.broken:
-            break
-    done = tally.as_json() | {"seconds": round(time.monotonic() - began, 1)}
+    grounds = {unit: break_ground(folder, unit) for unit in ("none", "example")}
+    done = plant(grounds, options) if options.plants else kill(grounds, options)
+    done["seconds"] = round(time.monotonic() - began, 1)
     print(json.dumps(done))
     if options.json:
         options.json.write_text(json.dumps(done, indent=1))

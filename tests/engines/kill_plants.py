@@ -22,24 +22,42 @@ class Plant:
 
     Attributes:
         install: given whether this is the server, and the federation's folder.
-        phases: where a kill brings it to light.
+        phases: where a kill brings it to light; nothing: anywhere.
+        unit: of privacy.
     """
 
     install: Callable[[bool, Path], None]
     phases: tuple[str, ...]
+    unit: str = "none"
 
 
 def _acknowledge_early(is_server: bool, home: Path) -> None:
-    """An upload is acknowledged before it is recorded."""
+    """An upload is acknowledged before it is recorded; a second later it is."""
     if not is_server:
         return
-    real = UploadStore.commit
+    pending: dict[tuple[str, str, int], threading.Timer] = {}
+    commit, committed, is_committed = (
+        UploadStore.commit,
+        UploadStore.committed,
+        UploadStore.is_committed,
+    )
 
-    def commit(self: UploadStore, upload_id: str, binding: Any) -> UploadState:
-        threading.Timer(0.3, real, (self, upload_id, binding)).start()
+    def at_once(self: UploadStore, upload_id: str, binding: Any) -> UploadState:
+        later = threading.Timer(1.0, commit, (self, upload_id, binding))
+        pending[binding.site, binding.run_id, binding.round] = later
+        later.start()
         return UploadState(upload_id, self.query(upload_id, binding).committed_offset, True)
 
-    UploadStore.commit = commit  # type: ignore[method-assign]
+    def recorded(self: UploadStore, run_id: str, round: int) -> Any:
+        for timer in list(pending.values()):
+            timer.join()
+        return committed(self, run_id, round)
+
+    UploadStore.commit = at_once  # type: ignore[method-assign]
+    UploadStore.committed = recorded  # type: ignore[method-assign]
+    UploadStore.is_committed = (  # type: ignore[method-assign]
+        lambda self, *key: key in pending or is_committed(self, *key)
+    )
 
 
 def _forget_outbox(is_server: bool, home: Path) -> None:
@@ -83,8 +101,8 @@ def _forget_received(is_server: bool, home: Path) -> None:
 
 
 PLANTS = {
-    "acknowledge-early": Plant(_acknowledge_early, ("commit", "upload")),
+    "acknowledge-early": Plant(_acknowledge_early, ("commit", "")),
     "forget-outbox": Plant(_forget_outbox, ("upload", "commit")),
-    "charge-late": Plant(_charge_late, ("upload",)),
+    "charge-late": Plant(_charge_late, ("upload",), "example"),
     "forget-received": Plant(_forget_received, ("commit", "upload")),
 }
