@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedot.cards import ResultCard, RunCard, TaskCard
@@ -27,6 +28,7 @@ from fedot.errors import (
     TransportError,
     WireError,
 )
+from fedot.journal import write_durably
 from fedot.messages import ClientResult, Progress
 from fedot.transport import fedot_pb2 as pb
 from fedot.transport.authorize import HookRefusal
@@ -112,19 +114,25 @@ def join(
         dataset_id=owner.policy.dataset_id,
     )
     channel.call("Hello", hello, pb.HelloReply)
+    begun = _begun(owner)
+    if begun.exists():
+        # Who was killed at the end of a run has to hear of it too.
+        reply = _next(channel, begun.read_text(encoding="utf-8"), 0)
+        if reply.WhichOneof("what") == "over":
+            begun.unlink()
+            return str(reply.over.outcome)
     say(f"{owner.name} is in; waiting for a run")
     ready: _Ready | None = None
     why, wait_s = "", 0.0
     while True:
         before_asking()
         began = time.monotonic()
-        run_id = ready.card.run_id if ready else ""
-        request = pb.NextRequest(run_id=run_id, wait_s=wait_s)
-        reply = channel.call("Next", request, pb.NextReply, wait_s)
+        reply = _next(channel, ready.card.run_id if ready else "", wait_s)
         # The first answer comes at once, so that a person hears why there is nothing to do.
         wait_s = _WAIT_S
         what = reply.WhichOneof("what")
         if what == "over":
+            begun.unlink(missing_ok=True)
             return str(reply.over.outcome)[:_LONGEST_WHY]
         if what == "run_json":
             # What the last run needed is let go before the next one is loaded.
@@ -147,6 +155,16 @@ def join(
             # is stopping.
             if time.monotonic() - began < _PAUSE_S:
                 time.sleep(_PAUSE_S)
+
+
+def _begun(owner: DataOwner) -> Path:
+    """Holds the id of the run that a site is in, until it has heard of its end."""
+    return owner.home / "run"
+
+
+def _next(channel: Channel, run_id: str, wait_s: float) -> pb.NextReply:
+    request = pb.NextRequest(run_id=run_id, wait_s=wait_s)
+    return channel.call("Next", request, pb.NextReply, wait_s)
 
 
 def _refuse_other_run(card: RunCard, task: TaskCard) -> None:
@@ -185,6 +203,7 @@ def _get_ready(
     from fedot.engines.local_site import load_adapter_of, load_site, weigh
 
     consent(card, weigh(owner, card))
+    write_durably(_begun(owner), card.run_id.encode())
     with _reporting(channel, card.run_id, 0, "download"):
         bundle = fetch_bundle(channel, kit, owner.home / "bundles", card, owner.name, progress)
     return _Ready(card, load_site(owner, card, bundle), load_adapter_of(owner, card, bundle))

@@ -86,10 +86,12 @@ def open_server(settings: ServerSettings, watcher: Watcher) -> Iterator[Server]:
         board, shelf = Board(uploads.is_committed), Shelf()
         for job in queue.list():
             run_id = run_id_of(queue.run_folder(job.job_id))
-            if job.state in ("done", "failed", "aborted") and run_id is not None:
+            if run_id is not None and job.state in ("done", "failed", "aborted"):
                 board.close_run(run_id, job.state)
                 # The last server may have been killed before it did.
                 drop_uploads(uploads, run_id, job)
+            elif run_id is not None:
+                board.expect(run_id)
         host, port = _address(settings.metrics)
         try:
             telemetry = Telemetry(members, lambda: _health(board, queue), host, port)

@@ -82,7 +82,10 @@ class Server:
         self._stop = threading.Event()
 
     def submit_once(self, name: str, config_yaml: str, by: str) -> None:
-        """Queue a job unless the same one is still to be done: then it goes on.
+        """Queue a job unless the same one is still to be done, then it goes on; or is done.
+
+        A server that is started again with the same command must not spend budgets again: for that
+        there is `fedot job submit`.
 
         Raises:
             ConfigError: the config cannot be used.
@@ -90,7 +93,9 @@ class Server:
         resolved = to_yaml(config_from_yaml(config_yaml))
         for job in self._queue.list():
             same = (job.name, job.config_yaml) == (name, resolved)
-            if same and job.state in ("queued", "running"):
+            if same and job.state in ("queued", "running", "done"):
+                if job.state == "done":
+                    self._watcher.say(f"job {job.job_id} ({name}) is done; nothing is run again")
                 return
         self._queue.submit(name, config_yaml, by)
 

@@ -19,6 +19,7 @@ Phase = Literal["idle", "download", "train", "store", "upload", "failed"]
 # Who has not called for so long has gone: a waiting site calls every `wait_s`, a busy one reports.
 _GONE_AFTER_S = 60.0
 _ABSENT = "absent"
+_LEFT = "withdrew from the run"
 # Ended runs that a site may still ask about.
 _MOST_OUTCOMES = 1000
 
@@ -110,7 +111,21 @@ class Board:
         self._unheard: set[str] = set()
         self._turns: Counter[tuple[str, bool]] = Counter()
         self._why = "no run is open"
+        self._expected: set[str] = set()
         self._is_shut = False
+
+    def expect(self, run_id: str) -> None:
+        """A run goes on that an earlier process began: nothing of it is refused until it asks."""
+        with self._changed:
+            self._expected.add(run_id)
+
+    def is_expected(self, run_id: str, site: str) -> bool:
+        """Whether it cannot be said yet what a run will ask; the site that asked counts as here."""
+        with self._changed:
+            if run_id not in self._expected:
+                return False
+            self._seen(site)
+            return True
 
     def open_run(
         self, run_id: str, bundle_digest: str, cards: Mapping[str, str], left: Sequence[str] = ()
@@ -136,6 +151,7 @@ class Board:
         """Tell everybody that a run has ended, now and whenever they ask."""
         with self._changed:
             self._outcomes[run_id] = outcome
+            self._expected.discard(run_id)
             while len(self._outcomes) > _MOST_OUTCOMES:
                 del self._outcomes[next(iter(self._outcomes))]
             if self._run_id == run_id:
@@ -158,6 +174,7 @@ class Board:
         with self._changed:
             self._posted, self._failed = task, set()
             self._posted_at = self._clock()
+            self._expected.discard(task.run_id)
             self._events.clear()
             self._changed.notify_all()
 
@@ -167,7 +184,14 @@ class Board:
             self._posted = None
             self._changed.notify_all()
 
-    def next_for(self, site: str, run_id: str, wait_s: float, peek: bool = False) -> Answer:
+    def next_for(
+        self,
+        site: str,
+        run_id: str,
+        wait_s: float,
+        peek: bool = False,
+        is_there: Callable[[], bool] = lambda: True,
+    ) -> Answer:
         """What a site shall do, as soon as there is something, or "wait" after `wait_s` seconds.
 
         Args:
@@ -175,6 +199,8 @@ class Board:
             run_id: the run that it is in, or nothing.
             wait_s: see above.
             peek: it only looks, and does not count as present.
+            is_there: whether it is still waiting. The call of a process that was killed is woken
+                like any other, and nobody hears the answer.
 
         A site that asks again while it waits is answered in the new call only: each waiting call
         holds a thread, and no site may take those of the others.
@@ -188,7 +214,7 @@ class Board:
                 if not peek:
                     self._seen(site)
                 answer = self._answer(site, run_id)
-                if answer.what == "over" and not peek:
+                if answer.what == "over" and not peek and is_there():
                     self._unheard.discard(site)
                     self._changed.notify_all()
                 left = ends - self._clock()
@@ -258,7 +284,7 @@ class Board:
         with self._changed:
             self._left.add(site)
             round = self._posted.round if self._posted else 0
-            self._say(Event("left", site, run_id, round, "withdrew from the run"))
+            self._say(Event("left", site, run_id, round, _LEFT))
             self._changed.notify_all()
 
     def arrived(self, site: str, run_id: str, round: int) -> None:

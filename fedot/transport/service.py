@@ -7,7 +7,7 @@ to ask who is calling. Nothing here waits for the federation, and nothing here c
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from fedot.transport.audit_log import AuditLog
 from fedot.transport.authorize import Authorizer
 from fedot.transport.binding import Binding
 from fedot.transport.board import Answer, Board
-from fedot.transport.errors import Denied
+from fedot.transport.errors import Busy, Denied
 from fedot.transport.limits import Limits
 from fedot.transport.members import Members, Peer
 from fedot.transport.metrics import Telemetry
@@ -113,14 +113,16 @@ class Service:
             stall_timeout_s=self._hub.limits.stall_timeout_s,
         )
 
-    def next(self, request: pb.NextRequest, peer: Peer) -> pb.NextReply:
+    def next(
+        self, request: pb.NextRequest, peer: Peer, is_there: Callable[[], bool]
+    ) -> pb.NextReply:
         """What a site shall do."""
         hub = self._hub
         if not request.peek and hub.book.dataset_of(peer.name) is None:
             raise ProtocolError(f"{peer.name} has not said which data set it has; say hello first.")
         # In this order, since NaN compares with nothing.
         wait_s = min(request.wait_s, _LONGEST_WAIT_S) if request.wait_s > 0.0 else 0.0
-        answer = hub.board.next_for(peer.name, request.run_id, wait_s, request.peek)
+        answer = hub.board.next_for(peer.name, request.run_id, wait_s, request.peek, is_there)
         if hub.members.is_revoked(peer.fingerprint):
             raise Denied(f"the certificate of {peer.name} was revoked while it waited.")
         return _next_reply(answer)
@@ -138,6 +140,7 @@ class Service:
     def leave(self, request: pb.LeaveRequest, peer: Peer) -> pb.LeaveReply:
         """Withdraw from a run for good."""
         if not self._hub.board.is_in(peer.name, request.run_id):
+            self._refuse_for_now(request.run_id, peer.name)
             raise ProtocolError(f"{peer.name} is not in run {request.run_id[:64]!r}.")
         self._hub.audit.record("left", peer, run=request.run_id)
         self._hub.book.withdraw(request.run_id, peer.name)
@@ -188,20 +191,25 @@ class Service:
 
         Raises:
             ProtocolError: it is neither.
+            Busy: that cannot be said yet.
         """
         if peer.role == "owner":
             return
         binding = _own(message, peer)
-        if not self._hub.board.is_in(peer.name, binding.run_id):
+        board = self._hub.board
+        is_in = board.is_in(peer.name, binding.run_id)
+        if is_in and board.offers(peer.name, binding.run_id, binding.round, binding.digest):
+            return
+        self._refuse_for_now(binding.run_id, peer.name)
+        if not is_in:
             raise ProtocolError(
-                f"{peer.name} is not in run {binding.run_id[:64]!r}; {self._hub.board.now()}. "
+                f"{peer.name} is not in run {binding.run_id[:64]!r}; {board.now()}. "
                 "Ask what comes next."
             )
-        if not self._hub.board.offers(peer.name, binding.run_id, binding.round, binding.digest):
-            raise ProtocolError(
-                f"{binding.digest[:12]!r} is not what {peer.name} is to get in round "
-                f"{binding.round}; {self._hub.board.now()}. Ask what comes next."
-            )
+        raise ProtocolError(
+            f"{binding.digest[:12]!r} is not what {peer.name} is to get in round {binding.round}; "
+            f"{board.now()}. Ask what comes next."
+        )
 
     def submit_job(self, request: pb.SubmitRequest, peer: Peer) -> pb.Job:
         """Queue a job."""
@@ -234,9 +242,19 @@ class Service:
         with _told_to_the_owner():
             return self._hub.jobs.roll_back(request.job_id, request.round)
 
+    def _refuse_for_now(self, run_id: str, site: str) -> None:
+        """A server that was just started again must not tell a site that its round is closed.
+
+        Raises:
+            Busy: the run goes on, and has not asked anything yet.
+        """
+        if self._hub.board.is_expected(run_id, site):
+            raise Busy("the server was started again and takes up the run; try later.", 0.0)
+
     def _refuse_unless_asked(self, binding: Binding) -> None:
         board = self._hub.board
         if not board.is_open(binding.site, binding.run_id, binding.round):
+            self._refuse_for_now(binding.run_id, binding.site)
             raise ProtocolError(
                 f"round {binding.round} is not asked of {binding.site}: it is closed, was given up "
                 f"or never was; {board.now()}. Ask what comes next; the update does not count."

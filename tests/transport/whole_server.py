@@ -19,7 +19,7 @@ from fedot.transport import fedot_pb2 as pb
 from fedot.transport.audit_log import AuditLog, check_log
 from fedot.transport.authorize import Authorizer, Hook
 from fedot.transport.board import Board, Posted
-from fedot.transport.bulk import APPEND, DOWNLOAD, frame
+from fedot.transport.frames import APPEND, DOWNLOAD, frame
 from fedot.transport.identity import (
     init_owner,
     read_kit,
