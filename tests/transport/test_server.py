@@ -19,7 +19,7 @@ from fedot.federation.jobs import JobQueue
 from fedot.transport import fedot_pb2 as pb
 from fedot.transport.authorize import MAY, Asked
 from fedot.transport.binding import Binding
-from fedot.transport.bulk import APPEND, DOWNLOAD, frame
+from fedot.transport.frames import APPEND, DOWNLOAD, frame
 from fedot.transport.limits import Limits
 
 Code = grpc.StatusCode
