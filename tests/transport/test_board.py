@@ -261,3 +261,44 @@ def test_server_can_wait_until_everybody_heard_of_the_end(board: Board, clock: C
     told(board, "b")
     waiting.join(30)
     assert heard.is_set()
+
+
+def test_run_that_goes_on_is_expected_until_it_asks_something(board: Board) -> None:
+    board.expect(RUN)
+    board.expect(OTHER)
+    assert board.is_expected(RUN, "a")
+    assert board.present() == ["a"], "a resumed run waits for its sites, and this one has called"
+    opened(board, "a")
+    assert board.is_expected(RUN, "a")
+    posted(board, 3, "a")
+    assert not board.is_expected(RUN, "a")
+    board.close_run(OTHER, "done")
+    assert not board.is_expected(OTHER, "a")
+
+
+def test_engine_hears_of_who_left_before_the_round_began(board: Board) -> None:
+    """Otherwise it would wait for it for ever."""
+    opened(board, "a", "b", left=("b",))
+    board.leave("a", RUN)
+    posted(board, 1, "a", "b")
+    events = [board.next_event(0), board.next_event(0)]
+    assert [(e.kind, e.site, e.round) for e in events if e] == [("left", "a", 1), ("left", "b", 1)]
+
+
+def test_answer_to_a_dead_process_does_not_count_as_heard(board: Board) -> None:
+    opened(board, "a")
+    told(board, "a")
+    board.close_run(RUN, "done")
+    heard = threading.Event()
+
+    def wait() -> None:
+        board.wait_until_told(60)
+        heard.set()
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    assert board.next_for("a", RUN, 0, is_there=lambda: False).what == "over"
+    assert not heard.wait(0.05)
+    told(board, "a")
+    waiting.join(30)
+    assert heard.is_set()
