@@ -294,3 +294,24 @@ def test_what_auto_took_stands_among_the_notes_of_a_run():
     reason = "auto took int8+deflate: a GB of float32 over 1 MB/s takes: int8+deflate 221 s."
     printed = show(SUMMARY | {"notes": {"chain": reason}})
     assert "auto took int8+deflate" in " ".join(printed.text.split())
+
+
+def test_transfer_on_a_terminal_shows_bytes_and_leaves_no_bar():
+    printed = Printed(terminal=True, width=120)
+    with printed.console as console:
+        console.transfer("get bundle", 0, 10**9)
+        console.transfer("get bundle", 5 * 10**8, 10**9)
+        console._bars.refresh()
+        assert "500 MB of 1.00 GB" in printed.plain
+        console.transfer("get bundle", 10**9, 10**9)
+    assert printed.text.count("\x1b[?25l") == printed.text.count("\x1b[?25h")
+    assert re.search(r"get bundle: 1\.00 GB in \d+\.\d s\s*$", printed.plain)
+
+
+def test_transfer_off_a_terminal_has_one_line_if_it_is_large_and_none_if_it_is_small():
+    printed = Printed()
+    for name, size in (("state of round 1", 10**4), ("get bundle", 10**9)):
+        for done in (0, size // 2, size):
+            printed.console.transfer(name, done, size)
+    assert len(printed.lines) == 1
+    assert printed.lines[0].startswith("get bundle: 1.00 GB in ")

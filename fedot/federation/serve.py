@@ -111,7 +111,7 @@ class Server:
             until_done: end instead of waiting for more.
 
         Returns:
-            Whether every job that was done ended well.
+            Whether every job ended well; of a server that goes on after one that did not, True.
         """
         good = True
         while not self._stop.is_set():
@@ -123,7 +123,7 @@ class Server:
             else:
                 self._hub.board.explain("no job is in the queue")
                 self._stop.wait(_TICK_S)
-        return good
+        return good or not until_done
 
     def _do(self, job: Job) -> bool:
         """One job, from where it is; it stays `running` where it can be taken up again."""

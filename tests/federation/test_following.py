@@ -1,0 +1,39 @@
+"""What a person at the server hears of the sites: each piece of news once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fedot.federation.following import Following
+from fedot.transport.board import Presence
+
+ABSENT = Presence("a", "absent", 0, 0, is_gone=True)
+IDLE = Presence("a", "idle", 0, 0)
+
+
+def test_coming_and_going_is_told_once() -> None:
+    following = Following()
+    told = [
+        list(following.news([each]))
+        for each in (ABSENT, IDLE, IDLE, replace(IDLE, phase="train"), replace(IDLE, is_gone=True))
+    ]
+    assert told == [[], ["a is in"], [], [], ["a has gone silent"]]
+
+
+def test_late_is_told_once_a_round() -> None:
+    following = Following()
+    late = replace(IDLE, is_late=True)
+    told = [list(following.news([each])) for each in (IDLE, late, late, IDLE, late)]
+    assert told == [["a is in"], ["a is late"], [], [], ["a is late"]]
+
+
+def test_failure_is_told_with_its_round_and_reason() -> None:
+    following = Following()
+    in_round = replace(IDLE, phase="failed", round=2, reason="no budget")
+    of_run = replace(in_round, round=0, reason="")
+    told = [list(following.news([each])) for each in (IDLE, in_round, in_round, of_run)]
+    assert told[1:] == [
+        ["a cannot do round 2: no budget"],
+        [],
+        ["a cannot do the run: no reason was given"],
+    ]
