@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedot.journal import Journal, sync_folder
 
-__all__ = ["pack_results", "results_digest", "run_id_of"]
+__all__ = ["pack_results", "results_digest", "run_id_of", "sites_of"]
 
 _FOLDERS = ("adapter", "adapter-best")
 _FILES = ("config.yaml", "summary.json", "metrics.jsonl", "report.html")
@@ -42,6 +42,12 @@ def run_id_of(run: Path) -> str | None:
     with Journal(path) as journal:
         found: str | None = journal.fact("run_id")
         return found
+
+
+def sites_of(run: Path) -> list[str]:
+    """Who is in a run that has begun, by name; nobody before that is settled."""
+    with Journal(run / "journal.sqlite") as journal:
+        return list(journal.fact("sites") or ())
 
 
 def results_digest(path: Path) -> str:

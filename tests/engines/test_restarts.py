@@ -83,7 +83,7 @@ def test_upload_waits_for_a_server_that_takes_up_its_run(place: Place) -> None:
     refused = threading.Event()
     with place.server() as server, place.site() as site:
         board = server._hub.board
-        board.expect(RUN)
+        board.expect(RUN, [SITE])
         expected = board.is_expected
         board.is_expected = lambda *asked: (refused.set(), expected(*asked))[1]  # type: ignore
         binding, done = Binding(RUN, 2, SITE, DIGEST), list[Any]()
@@ -104,7 +104,7 @@ def test_download_waits_for_a_server_that_takes_up_its_run(place: Place, tmp_pat
     digest = digest_of(state)
     with place.server() as server, place.site() as site:
         server._hub.shelf.put(digest, {"state": file})
-        server._hub.board.expect(RUN)
+        server._hub.board.expect(RUN, [SITE])
         later = threading.Timer(0.3, post, (server._hub.board, 2, digest))
         later.start()
         wanted, to = File("state", len(state), digest), tmp_path / "got"
