@@ -18,7 +18,7 @@ from fedot.errors import ConfigError
 from fedot.federation.expiry import daily, ending_soon
 from fedot.federation.job_desk import Desk
 from fedot.federation.jobs import JobQueue
-from fedot.federation.results import run_id_of
+from fedot.federation.results import run_id_of, sites_of
 from fedot.federation.serve import Server, Watcher, drop_uploads
 from fedot.transport.audit_log import AuditLog
 from fedot.transport.authorize import Authorizer, load_hooks
@@ -85,13 +85,14 @@ def open_server(settings: ServerSettings, watcher: Watcher) -> Iterator[Server]:
         members = Members(settings.pki / MEMBERS_FILE)
         board, shelf = Board(uploads.is_committed), Shelf()
         for job in queue.list():
-            run_id = run_id_of(queue.run_folder(job.job_id))
+            run = queue.run_folder(job.job_id)
+            run_id = run_id_of(run)
             if run_id is not None and job.state in ("done", "failed", "aborted"):
                 board.close_run(run_id, job.state)
                 # The last server may have been killed before it did.
                 drop_uploads(uploads, run_id, job)
             elif run_id is not None:
-                board.expect(run_id)
+                board.expect(run_id, sites_of(run))
         host, port = _address(settings.metrics)
         try:
             telemetry = Telemetry(members, lambda: _health(board, queue), host, port)

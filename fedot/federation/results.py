@@ -10,9 +10,9 @@ from contextlib import closing
 from hashlib import file_digest
 from pathlib import Path
 
-from fedot.journal import sync_folder
+from fedot.journal import Journal, sync_folder
 
-__all__ = ["pack_results", "results_digest", "run_id_of"]
+__all__ = ["pack_results", "results_digest", "run_id_of", "sites_of"]
 
 _FOLDERS = ("adapter", "adapter-best")
 _FILES = ("config.yaml", "summary.json", "metrics.jsonl", "report.html")
@@ -52,6 +52,12 @@ def run_id_of(run: Path) -> str | None:
         except sqlite3.DatabaseError:
             return None
     return None if row is None else str(json.loads(row[0]))
+
+
+def sites_of(run: Path) -> list[str]:
+    """Who is in a run that has begun, by name; nobody before that is settled."""
+    with Journal(run / "journal.sqlite") as journal:
+        return list(journal.fact("sites") or ())
 
 
 def results_digest(path: Path) -> str:

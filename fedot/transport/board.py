@@ -108,16 +108,22 @@ class Board:
         self._presence: dict[str, Presence] = {}
         self._events: deque[Event] = deque()
         self._outcomes: dict[str, str] = {}
+        self._ended = ""
         self._unheard: set[str] = set()
         self._turns: Counter[tuple[str, bool]] = Counter()
         self._why = "no run is open"
-        self._expected: set[str] = set()
+        self._expected: dict[str, Sequence[str]] = {}
         self._is_shut = False
 
-    def expect(self, run_id: str) -> None:
-        """A run goes on that an earlier process began: nothing of it is refused until it asks."""
+    def expect(self, run_id: str, sites: Sequence[str]) -> None:
+        """A run goes on that an earlier process began: nothing of it is refused until it asks.
+
+        Args:
+            run_id: the run's.
+            sites: who is in it; the run may end without being opened again.
+        """
         with self._changed:
-            self._expected.add(run_id)
+            self._expected[run_id] = sites
 
     def is_expected(self, run_id: str, site: str) -> bool:
         """Whether it cannot be said yet what a run will ask; the site that asked counts as here."""
@@ -151,12 +157,14 @@ class Board:
         """Tell everybody that a run has ended, now and whenever they ask."""
         with self._changed:
             self._outcomes[run_id] = outcome
-            self._expected.discard(run_id)
+            expected = self._expected.pop(run_id, None)
             while len(self._outcomes) > _MOST_OUTCOMES:
                 del self._outcomes[next(iter(self._outcomes))]
             if self._run_id == run_id:
-                self._unheard = set(self._run_cards)
+                expected = list(self._run_cards)
                 self._run_id, self._run_cards, self._posted = "", {}, None
+            if expected is not None:
+                self._ended, self._unheard = run_id, set(expected)
             self._changed.notify_all()
 
     def wait_until_told(self, timeout_s: float) -> None:
@@ -174,7 +182,7 @@ class Board:
         with self._changed:
             self._posted, self._failed = task, set()
             self._posted_at = self._clock()
-            self._expected.discard(task.run_id)
+            self._expected.pop(task.run_id, None)
             self._events.clear()
             self._changed.notify_all()
 
@@ -349,6 +357,9 @@ class Board:
     def _answer(self, site: str, run_id: str) -> Answer:
         if run_id in self._outcomes:
             return Answer("over", self._outcomes[run_id], run_id)
+        if not self._run_id and site in self._unheard:
+            # It was started again meanwhile, and does not say which run it was in.
+            return Answer("over", self._outcomes[self._ended], self._ended)
         if not self._run_id:
             return Answer("wait", self._why)
         if site in self._left:

@@ -205,7 +205,9 @@ def wait_for(pid: int) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, "see the log in the folder"
 
 
-def disturb(federation: Federation, rng: Random, tally: Tally, num_kills: int, wish: Any) -> None:
+def disturb(
+    federation: Federation, rng: Random, tally: Tally, num_kills: int, wish: Callable[[Tally], str]
+) -> None:
     """Kill so many times, then let it come to its end.
 
     Args:
@@ -213,6 +215,8 @@ def disturb(federation: Federation, rng: Random, tally: Tally, num_kills: int, w
     """
     left, moved, size, trace = num_kills, time.monotonic(), 0, federation.home / "trace.jsonl"
     target, since, pause = wish(tally), time.monotonic(), rng.uniform(0, 1)
+    # An upload has two sides, and a site is in it first.
+    victims_of = rng.choice(((SERVER,), NAMES))
     while not federation.is_over:
         time.sleep(TICK_S if left else 0.02)
         federation.reap()
@@ -223,7 +227,8 @@ def disturb(federation: Federation, rng: Random, tally: Tally, num_kills: int, w
             federation.odd.append("the federation hangs")
         if not left:
             continue
-        ready = [name for name in federation.running if target in federation.inside(name)]
+        allowed = federation.running.keys() & (victims_of if target == "upload" else NAMES)
+        ready = sorted(name for name in allowed if target in federation.inside(name))
         if not target and now - since > pause:
             ready = list(federation.running)
         if ready:
@@ -242,6 +247,7 @@ def disturb(federation: Federation, rng: Random, tally: Tally, num_kills: int, w
             left, moved = max(0, left - len(victims)), now
         if ready or now - since > PATIENCE_S:
             target, since, pause = wish(tally), time.monotonic(), rng.uniform(0, 1)
+            victims_of = rng.choice(((SERVER,), NAMES))
 
 
 def warm_up(config: Any) -> None:

@@ -83,7 +83,7 @@ def test_upload_waits_for_a_server_that_takes_up_its_run(place: Place) -> None:
     refused = threading.Event()
     with place.server() as server, place.site() as site:
         board = server._hub.board
-        board.expect(RUN)
+        board.expect(RUN, [SITE])
         expected = board.is_expected
         board.is_expected = lambda *asked: (refused.set(), expected(*asked))[1]  # type: ignore
         binding, done = Binding(RUN, 2, SITE, DIGEST), list[Any]()
@@ -104,7 +104,7 @@ def test_download_waits_for_a_server_that_takes_up_its_run(place: Place, tmp_pat
     digest = digest_of(state)
     with place.server() as server, place.site() as site:
         server._hub.shelf.put(digest, {"state": file})
-        server._hub.board.expect(RUN)
+        server._hub.board.expect(RUN, [SITE])
         later = threading.Timer(0.3, post, (server._hub.board, 2, digest))
         later.start()
         wanted, to = File("state", len(state), digest), tmp_path / "got"
@@ -122,7 +122,16 @@ def test_site_that_was_killed_at_the_end_hears_of_it_after_both_were_started_aga
         site_home.mkdir()
         (site_home / "run").write_text(RUN)
         with place.site() as site:
-            assert site.take_part(no_progress, place.said.append).startswith("the run is done")
+            heard: list[str] = []
+            # Otherwise it would wait for the next run, for ever.
+            again = threading.Thread(
+                target=lambda: heard.append(site.take_part(no_progress, place.said.append)),
+                daemon=True,
+            )
+            again.start()
+            again.join(30)
+        assert heard
+        assert heard[0].startswith("the run is done")
         assert not (site_home / "run").exists(), "the next start is for the next run"
 
 
@@ -135,7 +144,11 @@ def test_resumed_run_waits_for_nobody_who_has_withdrawn(place: Place) -> None:
         job = server._queue.submit("job", CONFIG, "owner")
         server._hub.book.withdraw(RUN, "gone")
         server._hub.board.next_for(SITE, "", 0)
+        # Otherwise it would wait for ever.
+        rescue = threading.Timer(20, server.stop)
+        rescue.start()
         server._wait_for_sites(job, start)
+        rescue.cancel()
     assert place.said[-1] == "1 of 1 sites are here, 1 are needed"
 
 

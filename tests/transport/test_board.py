@@ -264,8 +264,8 @@ def test_server_can_wait_until_everybody_heard_of_the_end(board: Board, clock: C
 
 
 def test_run_that_goes_on_is_expected_until_it_asks_something(board: Board) -> None:
-    board.expect(RUN)
-    board.expect(OTHER)
+    board.expect(RUN, ["a"])
+    board.expect(OTHER, ["a"])
     assert board.is_expected(RUN, "a")
     assert board.present() == ["a"], "a resumed run waits for its sites, and this one has called"
     opened(board, "a")
@@ -302,3 +302,13 @@ def test_answer_to_a_dead_process_does_not_count_as_heard(board: Board) -> None:
     told(board, "a")
     waiting.join(30)
     assert heard.is_set()
+
+
+def test_site_that_forgot_its_run_is_told_of_its_end_once(board: Board) -> None:
+    """It was killed and started again, and so was the server: it had nothing left to ask."""
+    board.expect(RUN, ["a"])
+    assert told(board, "a", "")[0] == told(board, "z", "")[0] == "wait"
+    board.close_run(RUN, "done")
+    assert told(board, "z", "")[0] == "wait"
+    assert told(board, "a", "") == ("over", "done")
+    assert told(board, "a", "")[0] == "wait"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pkgutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,18 +19,20 @@ from fedot.transport.service import PROTOCOL
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "peft")
 REST = ("journal", "messages", "cards", "config", "engines.open_site", "federation.open_server")
+# `fedot serve`, which says what is imported where it would begin to work.
 SERVER = """
 import sys
-from pathlib import Path
-from fedot.federation.open_server import ServerSettings, open_server
-from fedot.federation.serve import Watcher
-folder = Path(sys.argv[1])
-say = lambda line: print(line, flush=True)
-watcher = Watcher(say, lambda *_: None, lambda _: None, str)
-settings = ServerSettings(folder / "server", folder / "pki", "localhost:0", "127.0.0.1:0")
-with open_server(settings, watcher) as server:
+from fedot.cli.app import main
+from fedot.federation.serve import Server
+
+def work(server, until_done):
     sys.stdin.readline()
-    say(sorted({"torch", "transformers", "peft"} & set(sys.modules)))
+    print("HEAVY", sorted({"torch", "transformers", "peft"} & set(sys.modules)), flush=True)
+    return True
+
+Server.work = work
+sys.argv[0] = "fedot"
+main()
 """
 
 
@@ -56,13 +59,14 @@ def test_server_answers_a_site_s_hello_without_torch(tmp_path: Path) -> None:
     init_owner(tmp_path / "pki", "owner", ["localhost"])
     asked = request_certificate("hospital-a", tmp_path)
     kit = sign_request(tmp_path / "pki", asked.csr_path, asked.fingerprint, "site", 30)
-    with python(SERVER, str(tmp_path)) as server:
-        assert server.stdout is not None
-        where = server.stdout.readline().split()[2].rstrip(";")
-        key = tmp_path / "hospital-a.key"
-        credentials = read_kit(kit).channel_credentials(key)
-        with Channel(where, lambda: credentials, Random(0)) as channel:
+    credentials = read_kit(kit).channel_credentials(tmp_path / "hospital-a.key")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        where = f"localhost:{probe.getsockname()[1]}"
+    options = ("--listen", where, "--metrics", "127.0.0.1:0", "--home", str(tmp_path / "server"))
+    with python(SERVER, "serve", *options, "--pki", str(tmp_path / "pki")) as server:
+        with Channel(where, lambda: credentials, Random(0), give_up_after_s=60) as channel:
             hello = pb.HelloRequest(protocol=PROTOCOL, version="1", dataset_id="a")
             assert channel.call("Hello", hello, pb.HelloReply).site == "hospital-a"
         out, _ = server.communicate("tell\n", timeout=60)
-    assert out.strip() == "[]"
+    assert "HEAVY []" in out
