@@ -9,8 +9,9 @@ import zipfile
 from contextlib import closing
 from hashlib import file_digest
 from pathlib import Path
+from typing import Any
 
-from fedot.journal import Journal, sync_folder
+from fedot.journal import sync_folder
 
 __all__ = ["pack_results", "results_digest", "run_id_of", "sites_of"]
 
@@ -42,22 +43,13 @@ def pack_results(run: Path, to: Path) -> str:
 
 def run_id_of(run: Path) -> str | None:
     """A run's id in ledgers and journals; None before it has one."""
-    path = run / "journal.sqlite"
-    if not path.exists():
-        return None
-    # Read only: the run may be at work on it, or just be making it.
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
-        try:
-            row = db.execute("SELECT value FROM fact WHERE key = 'run_id'").fetchone()
-        except sqlite3.DatabaseError:
-            return None
-    return None if row is None else str(json.loads(row[0]))
+    found = _fact(run, "run_id")
+    return None if found is None else str(found)
 
 
 def sites_of(run: Path) -> list[str]:
     """Who is in a run that has begun, by name; nobody before that is settled."""
-    with Journal(run / "journal.sqlite") as journal:
-        return list(journal.fact("sites") or ())
+    return list(_fact(run, "sites") or ())
 
 
 def results_digest(path: Path) -> str:
@@ -70,3 +62,16 @@ def _results(run: Path) -> list[Path]:
     files = [run / name for name in _FILES]
     files += sorted(path for folder in _FOLDERS for path in (run / folder).rglob("*"))
     return [path for path in files if path.is_file()]
+
+
+def _fact(run: Path, key: str) -> Any:
+    """What a run's journal has noted; read only, for the run may be at work, or just making it."""
+    path = run / "journal.sqlite"
+    if not path.exists():
+        return None
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        try:
+            row = db.execute("SELECT value FROM fact WHERE key = ?", (key,)).fetchone()
+        except sqlite3.DatabaseError:
+            return None
+    return None if row is None else json.loads(row[0])
