@@ -13,12 +13,13 @@ from fedot.federation.jobs import Job, JobQueue
 from fedot.federation.results import results_digest, run_id_of
 from fedot.transport import fedot_pb2 as pb
 from fedot.transport.board import Board
+from fedot.transport.options import MESSAGE_ROOM
 from fedot.transport.shelf import Shelf
 
 __all__ = ["Desk"]
 
-# A reply with more could be over the limit on messages.
-_MOST_METRICS_BYTES = 2**19
+# Half of what a message has room for beside a chunk, whatever chunks the server's limits allow.
+_MOST_METRICS_BYTES = MESSAGE_ROOM // 2
 
 
 class Desk:

@@ -198,6 +198,8 @@ def _process(name: str, arguments: Sequence[str], say: Say) -> Iterator[subproce
                 process.kill()
         process.wait()
         reader.join()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _environment() -> dict[str, str]:
