@@ -16,7 +16,8 @@ from fedot.cards import ResultCard, TaskCard
 from fedot.errors import WireError
 from fedot.journal import write_durably
 from fedot.messages import ClientFailure, ClientInfo, ClientResult, RoundTask, digest_of
-from fedot.transport.board import Board, Posted
+from fedot.transport.board import Board
+from fedot.transport.notices import Posted
 from fedot.transport.shelf import Shelf
 from fedot.transport.upload import Committed, UploadStore
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fedot.transport.board import Presence
+from fedot.transport.notices import Presence
 
 __all__ = ["Following"]
 

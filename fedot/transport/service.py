@@ -19,11 +19,12 @@ from fedot.transport import fedot_pb2 as pb
 from fedot.transport.audit_log import AuditLog
 from fedot.transport.authorize import Authorizer
 from fedot.transport.binding import Binding
-from fedot.transport.board import Answer, Board
+from fedot.transport.board import Board
 from fedot.transport.errors import Busy, Denied
 from fedot.transport.limits import Limits
 from fedot.transport.members import Members, Peer
 from fedot.transport.metrics import Telemetry
+from fedot.transport.notices import Answer
 from fedot.transport.shelf import Shelf
 from fedot.transport.site_book import SiteBook
 from fedot.transport.upload import UploadState, UploadStore

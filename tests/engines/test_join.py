@@ -38,9 +38,9 @@ from fedot.models.adapters import AdapterSpec, attach
 from fedot.models.anatomy import load_model, shallower
 from fedot.transport import fedot_pb2 as pb
 from fedot.transport.authorize import Asked
-from fedot.transport.board import Posted
 from fedot.transport.errors import OutOfStep
 from fedot.transport.identity import Signer, init_owner, request_certificate, sign_request
+from fedot.transport.notices import Posted
 
 PATIENCE_S = 60.0
 KEPT = (0, 2, 3)

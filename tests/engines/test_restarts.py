@@ -26,9 +26,10 @@ from fedot.messages import (
     no_progress,
 )
 from fedot.transport.binding import Binding
-from fedot.transport.board import Board, Posted
+from fedot.transport.board import Board
 from fedot.transport.identity import init_owner, request_certificate, sign_request
 from fedot.transport.limits import Limits
+from fedot.transport.notices import Posted
 from fedot.transport.shelf import File, Shelf
 from fedot.transport.upload import UploadStore
 
@@ -143,6 +144,7 @@ def test_resumed_run_waits_for_nobody_who_has_withdrawn(place: Place) -> None:
     with place.server() as server:
         job = server._queue.submit("job", CONFIG, "owner")
         server._hub.book.withdraw(RUN, "gone")
+        server._hub.board.open_run(RUN, "b" * 64, {SITE: "card", "gone": "card"}, ["gone"])
         server._hub.board.next_for(SITE, "", 0)
         # Otherwise it would wait for ever.
         rescue = threading.Timer(20, server.stop)
@@ -186,7 +188,9 @@ def test_engine_takes_no_notice_of_an_update_of_an_earlier_round(
     """One may be committed while its round closes; it must not be taken for this round's."""
     board = Board(store.is_committed)
     board.open_run(RUN, "b" * 64, {SITE: "card"})
-    engine = RemoteEngine(board, store, Shelf(), tmp_path / "s", [ClientInfo(SITE, "a")])
+    engine = RemoteEngine(
+        board, store, Shelf(), tmp_path / "s", [ClientInfo(SITE, "a")], lambda round: 0
+    )
     task = RoundTask(
         RUN,
         2,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fedot.federation.following import Following
-from fedot.transport.board import Presence
+from fedot.transport.notices import Presence
 
 ABSENT = Presence("a", "absent", 0, 0, is_gone=True)
 IDLE = Presence("a", "idle", 0, 0)

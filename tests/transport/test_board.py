@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from fedot.transport.board import Board, Posted
+from fedot.transport.board import Board
+from fedot.transport.notices import Posted
 
 RUN, OTHER = "run-a", "run-b"
 BUNDLE, STATE = "b" * 64, "5" * 64
@@ -278,15 +279,6 @@ def test_run_that_goes_on_is_expected_until_it_asks_something(board: Board) -> N
     assert not board.is_expected(RUN, "a")
     board.close_run(OTHER, "done")
     assert not board.is_expected(OTHER, "a")
-
-
-def test_engine_hears_of_who_left_before_the_round_began(board: Board) -> None:
-    """Otherwise it would wait for it for ever."""
-    opened(board, "a", "b", left=("b",))
-    board.leave("a", RUN)
-    posted(board, 1, "a", "b")
-    events = [board.next_event(0), board.next_event(0)]
-    assert [(e.kind, e.site, e.round) for e in events if e] == [("left", "a", 1), ("left", "b", 1)]
 
 
 def test_answer_to_a_dead_process_does_not_count_as_heard(board: Board) -> None:

@@ -18,7 +18,7 @@ from fedot.federation.jobs import JobQueue
 from fedot.transport import fedot_pb2 as pb
 from fedot.transport.audit_log import AuditLog, check_log
 from fedot.transport.authorize import Authorizer, Hook
-from fedot.transport.board import Board, Posted
+from fedot.transport.board import Board
 from fedot.transport.frames import APPEND, DOWNLOAD, frame
 from fedot.transport.identity import (
     init_owner,
@@ -30,6 +30,7 @@ from fedot.transport.identity import (
 from fedot.transport.limits import Limits
 from fedot.transport.members import Members
 from fedot.transport.metrics import Telemetry
+from fedot.transport.notices import Posted
 from fedot.transport.server import listening
 from fedot.transport.service import PROTOCOL, Hub
 from fedot.transport.shelf import Shelf
