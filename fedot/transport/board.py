@@ -51,6 +51,7 @@ class Board:
         self._events: deque[Event] = deque()
         self._outcomes: dict[str, str] = {}
         self._ended = ""
+        self._returning: set[str] = set()
         self._unheard: set[str] = set()
         self._turns: Counter[tuple[str, bool]] = Counter()
         self._why = "no run is open"
@@ -105,6 +106,9 @@ class Board:
             if self._run_id == run_id:
                 expected = list(self._run_cards)
                 self._run_id, self._run_cards, self._posted = "", {}, None
+            elif expected is not None:
+                # They may not have noticed yet that there is a server again.
+                self._returning = set(expected)
             if expected is not None:
                 self._ended, self._unheard = run_id, set(expected)
             self._changed.notify_all()
@@ -112,7 +116,9 @@ class Board:
     def wait_until_told(self, timeout_s: float) -> None:
         """Give every site of the last run that is here the time to hear that it has ended."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._here() & self._unheard, timeout_s)
+            self._changed.wait_for(
+                lambda: not (self._here() | self._returning) & self._unheard, timeout_s
+            )
 
     def explain(self, why: str) -> None:
         """What a site is told that has nothing to do."""

@@ -315,6 +315,8 @@ def kill(grounds: dict[str, Ground], options: argparse.Namespace) -> dict[str, A
         not tally.begun
         or sum(tally.kills.values()) < options.kills
         or min(tally.kills[phase] for phase in PHASES) < options.each
+        # Nothing would be shown of what restarts found there already.
+        or (options.each and len(tally.witnessed) < 2)
         or time.monotonic() - began < options.minutes * 60
     ):
         ground = list(grounds.values())[tally.begun % len(grounds)]

@@ -41,7 +41,7 @@ def test_every_run_finishes_as_if_nobody_had_been_killed(tmp_path: Path) -> None
     assert sum(done["kills"].values()) >= 50
     assert all(done["kills"].get(phase, 0) >= 5 for phase in PHASES), done["kills"]
     # Otherwise nothing was shown of either.
-    assert done["witnessed"]["stored_bytes_sent_again"] >= 3
+    assert done["witnessed"]["stored_bytes_sent_again"] >= 1
     assert done["witnessed"]["rounds_gone_on_with"] >= 1
 
 

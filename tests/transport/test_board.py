@@ -308,3 +308,21 @@ def test_site_that_forgot_its_run_is_told_of_its_end_once(board: Board) -> None:
     assert told(board, "z", "")[0] == "wait"
     assert told(board, "a", "") == ("over", "done")
     assert told(board, "a", "")[0] == "wait"
+
+
+def test_server_waits_for_the_sites_of_a_run_that_it_only_had_to_end(board: Board) -> None:
+    """None of them has called it yet: they still wait for it to come back."""
+    board.expect(RUN, ["a"])
+    board.close_run(RUN, "done")
+    heard = threading.Event()
+
+    def wait() -> None:
+        board.wait_until_told(60)
+        heard.set()
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    assert not heard.wait(0.05)
+    told(board, "a")
+    waiting.join(30)
+    assert heard.is_set()
