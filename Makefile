@@ -18,7 +18,7 @@ help:
 	@echo "make bench-dp   a step with DP beside one without, and beside Opacus (half an hour)"
 	@echo "make bench-codec-utility  what chains cost in recovery (about half an hour)"
 	@echo "make bench-transport  1 GB and 10 GB beside a bare gRPC stream, Flower and NVFlare"
-	@echo "make soak       128 GB through an upload, with memory watched (a quarter of an hour)"
+	@echo "make soak       128 GB through an upload, then half an hour of kills (3/4 of an hour)"
 	@echo "make clean      remove .venv and caches (keeps runs/)"
 
 $(VENV)/.base: pyproject.toml constraints.txt

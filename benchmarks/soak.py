@@ -16,11 +16,12 @@ import json
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from record import Row, mark, write
+from record import RESULTS, Row, mark, write
 from transport_arms import sides, wait_for
 from transport_keys import write_keys
 from transport_watch import Series, Watch
@@ -73,8 +74,23 @@ def thinned(series: Series, side: str) -> list[float]:
 
 
 def kills(work: Path, minutes: float) -> Row:
-    """A federation of real processes that are killed at random for so long."""
-    raise NotImplementedError("the kill soak is not written yet; use --minutes 0.")
+    """Federations of real processes, killed at random for so long."""
+    driver = HERE.parent / "tests" / "engines" / "kill_driver.py"
+    told = work / "kills.json"
+    options = ["--minutes", str(minutes), "--json", str(told)]
+    command = [sys.executable, str(driver), str(work / "kills"), *options]
+    paths = {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=os.environ | paths, stdout=subprocess.DEVNULL)
+    return {"what": "kills", "minutes": minutes, **json.loads(told.read_text())}
+
+
+def kill_marks(row: Row) -> list[Row]:
+    unfinished = float(row["begun"] - row["finished"])
+    return [
+        mark("kills: federations that did not finish", unfinished, "at_most", 0.0),
+        mark("kills: promises broken", float(sum(row["broken"].values())), "at_most", 0.0),
+        mark("kills", float(sum(row["kills"].values())), "at_least", 50.0),
+    ]
 
 
 def stream_marks(row: Row) -> list[Row]:
@@ -87,10 +103,19 @@ def stream_marks(row: Row) -> list[Row]:
     return found
 
 
+def kept_parts(new: set[str]) -> tuple[list[Row], list[Row]]:
+    """Rows of the results file that were not measured now, and their marks."""
+    path = RESULTS / "soak.json"
+    old = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    rows = [row for row in old["rows"] if row["what"] not in new]
+    marks_of = {"stream": stream_marks, "kills": kill_marks}
+    return rows, [one for row in rows for one in marks_of[row["what"]](row)]
+
+
 def parsed() -> Any:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gb", type=float, default=128.0, help="size of the stream; 0: none")
-    parser.add_argument("--minutes", type=float, default=0.0, help="of the kill soak; 0: none")
+    parser.add_argument("--minutes", type=float, default=30.0, help="of the kill soak; 0: none")
     parser.add_argument("--work", type=Path, default=Path("runs/soak"))
     parser.add_argument("--no-write", action="store_true", help="only show, keep no results")
     return parser.parse_args()
@@ -115,11 +140,16 @@ def main() -> None:
             show(rows[-1])
         if options.minutes:
             rows.append(kills(work, options.minutes))
+            found += kill_marks(rows[-1])
+            print(rows[-1])
     finally:
         shutil.rmtree(work)
     for one in found:
         print(f"{'holds' if one['holds'] else 'FAILS'}  {one['name']}: {one['value']:.2f}")
     if not options.no_write:
+        # A part that was left out this time keeps what it showed before.
+        kept = kept_parts({row["what"] for row in rows})
+        rows, found = rows + kept[0], found + kept[1]
         write("soak", rows, found, ("grpcio", "cryptography", "google-crc32c"))
 
 
