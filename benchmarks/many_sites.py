@@ -159,6 +159,7 @@ def be_site(
             reply = channel.call("Next", asked, pb.NextReply, 20)
             what = reply.WhichOneof("what")
             if what == "over":
+                channel.call("Report", pb.ReportRequest(phase="over"), pb.ReportReply)
                 return
             if what == "run_json":
                 run_id = RunCard.read(reply.run_json).run_id

@@ -119,8 +119,7 @@ def join(
         # Who was killed at the end of a run has to hear of it too.
         reply = _next(channel, begun.read_text(encoding="utf-8"), 0)
         if reply.WhichOneof("what") == "over":
-            begun.unlink()
-            return str(reply.over.outcome)
+            return _heard(channel, owner, reply.over)
     say(f"{owner.name} is in; waiting for a run")
     ready: _Ready | None = None
     why, wait_s = "", 0.0
@@ -132,8 +131,7 @@ def join(
         wait_s = _WAIT_S
         what = reply.WhichOneof("what")
         if what == "over":
-            begun.unlink(missing_ok=True)
-            return str(reply.over.outcome)[:_LONGEST_WHY]
+            return _heard(channel, owner, reply.over)
         if what == "run_json":
             # What the last run needed is let go before the next one is loaded.
             ready = None
@@ -155,6 +153,14 @@ def join(
             # is stopping.
             if time.monotonic() - began < _PAUSE_S:
                 time.sleep(_PAUSE_S)
+
+
+def _heard(channel: Channel, owner: DataOwner, over: pb.Over) -> str:
+    """A run has ended: the server, which may be waiting to end too, is told that it is known."""
+    with suppress(FedotError):
+        _report(channel, over.run_id, 0, "over")
+    _begun(owner).unlink(missing_ok=True)
+    return str(over.outcome)[:_LONGEST_WHY]
 
 
 def _begun(owner: DataOwner) -> Path:

@@ -146,7 +146,6 @@ class Board:
         run_id: str,
         wait_s: float,
         peek: bool = False,
-        is_there: Callable[[], bool] = lambda: True,
     ) -> Answer:
         """What a site shall do, as soon as there is something, or "wait" after `wait_s` seconds.
 
@@ -155,8 +154,6 @@ class Board:
             run_id: the run that it is in, or nothing.
             wait_s: see above.
             peek: it only looks, and does not count as present.
-            is_there: whether it is still waiting. The call of a process that was killed is woken
-                like any other, and nobody hears the answer.
 
         A site that asks again while it waits is answered in the new call only: each waiting call
         holds a thread, and no site may take those of the others.
@@ -170,9 +167,6 @@ class Board:
                 if not peek:
                     self._seen(site)
                 answer = self._answer(site, run_id)
-                if answer.what == "over" and not peek and is_there():
-                    self._unheard.discard(site)
-                    self._changed.notify_all()
                 left = ends - self._clock()
                 is_last = turn == self._turns[asking]
                 if answer.what != "wait" or left <= 0 or self._is_shut or not is_last:
@@ -186,6 +180,12 @@ class Board:
             Whether it works on something that nobody waits for any more.
         """
         with self._changed:
+            if phase == "over":
+                # Only what the site itself says counts: the call of a process that was killed is
+                # answered like any other, and nobody hears it.
+                self._unheard.discard(site)
+                self._changed.notify_all()
+                return False
             known = self._presence.get(site)
             now = self._clock()
             same = known is not None and (known.phase, known.round) == (phase, round)

@@ -48,19 +48,17 @@ class _Call:
         action: what roles and hooks know it as.
         request: its message.
         told: which fields of the request a hook is shown beside its binding.
-        waits: the method may wait long, so it is given what tells whether the caller still does.
     """
 
     action: Action
-    method: Callable[..., Any]
+    method: Callable[[Service, Any, Peer], Any]
     request: type[Any]
     told: tuple[str, ...] = ()
-    waits: bool = False
 
 
 _CALLS: Mapping[str, _Call] = {
     "Hello": _Call("hello", Service.hello, pb.HelloRequest, ("dataset_id", "version")),
-    "Next": _Call("next", Service.next, pb.NextRequest, ("run_id",), waits=True),
+    "Next": _Call("next", Service.next, pb.NextRequest, ("run_id",)),
     "Report": _Call("report", Service.report, pb.ReportRequest, ("run_id", "round", "phase")),
     "Leave": _Call("leave", Service.leave, pb.LeaveRequest, ("run_id",)),
     "CreateUpload": _Call("upload", Service.create_upload, pb.CreateUploadRequest, ("size",)),
@@ -130,8 +128,7 @@ def _handlers(hub: Hub, watch: StallWatch) -> tuple[grpc.GenericRpcHandler, ...]
                 # read is wrong for good.
                 request = _read(call.request, message)
                 door.allow(peer, _as(peer, call.action), details_of(request, call.told))
-                more = (context.is_active,) if call.waits else ()
-                return call.method(service, request, peer, *more)
+                return call.method(service, request, peer)
 
         return grpc.unary_unary_rpc_method_handler(answer, response_serializer=_serialized)
 

@@ -7,7 +7,7 @@ to ask who is calling. Nothing here waits for the federation, and nothing here c
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 PROTOCOL = 1
 """Raised when either side could no longer understand the other."""
 _LONGEST_WAIT_S = 60.0
-_PHASES = ("idle", "download", "train", "store", "upload", "failed")
+_PHASES = ("idle", "download", "train", "store", "upload", "failed", "over")
 
 
 class JobDesk(Protocol):
@@ -114,16 +114,14 @@ class Service:
             stall_timeout_s=self._hub.limits.stall_timeout_s,
         )
 
-    def next(
-        self, request: pb.NextRequest, peer: Peer, is_there: Callable[[], bool]
-    ) -> pb.NextReply:
+    def next(self, request: pb.NextRequest, peer: Peer) -> pb.NextReply:
         """What a site shall do."""
         hub = self._hub
         if not request.peek and hub.book.dataset_of(peer.name) is None:
             raise ProtocolError(f"{peer.name} has not said which data set it has; say hello first.")
         # In this order, since NaN compares with nothing.
         wait_s = min(request.wait_s, _LONGEST_WAIT_S) if request.wait_s > 0.0 else 0.0
-        answer = hub.board.next_for(peer.name, request.run_id, wait_s, request.peek, is_there)
+        answer = hub.board.next_for(peer.name, request.run_id, wait_s, request.peek)
         if hub.members.is_revoked(peer.fingerprint):
             raise Denied(f"the certificate of {peer.name} was revoked while it waited.")
         return _next_reply(answer)

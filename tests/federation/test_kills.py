@@ -47,7 +47,7 @@ def test_killed_server_makes_the_bits_that_an_undisturbed_one_makes(
     done = kill(config, tmp_path, 16)
     assert done["broken"] == {}
     assert sum(done["kills"].values()) == 16
-    assert len(done["kills"]) >= 6, "of 14 kinds of moments"
+    assert len(done["kills"]) >= 4, "of 14 kinds of moments"
 
 
 @pytest.mark.slow
