@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-import threading
-from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from whole_server import RUN, Net, digest, make_pki, running
+from site_party import PATIENCE_S, PRIVATE, Party
+from whole_server import RUN
 
-from fedot.cards import ResultCard, RunCard, TaskCard
-from fedot.client.chains import state_chain
-from fedot.compression.codec import encode
-from fedot.config import PayloadConfig, PrivacyConfig, TrainingConfig
-from fedot.emulator.bundle import write_bundle, write_signature
-from fedot.emulator.manifest import FORMAT_VERSION, MANIFEST, bundle_digest, signed_bytes
+from fedot.cards import ResultCard
+from fedot.emulator.manifest import MANIFEST
 from fedot.engines.join import _FAILURES
-from fedot.engines.open_site import OpenSite, open_site
+from fedot.engines.open_site import open_site
 from fedot.engines.waiting import Waiting
 from fedot.errors import (
     BudgetError,
@@ -34,183 +26,10 @@ from fedot.errors import (
     WireError,
 )
 from fedot.journal import write_durably
-from fedot.models.adapters import AdapterSpec, attach
-from fedot.models.anatomy import load_model, shallower
 from fedot.transport import fedot_pb2 as pb
 from fedot.transport.authorize import Asked
 from fedot.transport.errors import OutOfStep
-from fedot.transport.identity import Signer, init_owner, request_certificate, sign_request
-from fedot.transport.notices import Posted
-
-PATIENCE_S = 60.0
-KEPT = (0, 2, 3)
-SPEC = AdapterSpec("lora", (0, 3), 2, 4.0, ("model.layers.0.mlp.up_proj",))
-PRIVATE = PrivacyConfig(unit="example", target_epsilon=4.0)
-
-
-@pytest.fixture(scope="session")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("keys")
-    make_pki(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def bundle(
-    checkpoint: Path, tiny_tokenizer: Any, keys: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A signed bundle; not to be changed."""
-    emulator = shallower(load_model(str(checkpoint)), KEPT)
-    folder = tmp_path_factory.mktemp("bundles") / "bundle"
-    write_bundle(folder, emulator, tiny_tokenizer, KEPT, SPEC, {})
-    write_signature(folder, Signer(keys / "pki").sign)
-    return folder
-
-
-class Party:
-    """A server whose owner does as the test says, and a site in this process."""
-
-    def __init__(self, net: Net, home: Path, records: Path) -> None:
-        self.net, self.home, self.records = net, home, records
-        self.said: list[str] = []
-        self.moved: list[tuple[str, int, int]] = []
-        self.outcome: list[str | FedotError] = []
-        self._threads: list[threading.Thread] = []
-        self._sites: list[OpenSite] = []
-
-    def site(self, **terms: Any) -> OpenSite:
-        policy = {"dataset_id": "data-a", "max_epsilon": None, "delta": 1e-5} | terms
-        path = self.home.with_name("policy.yaml")
-        path.write_text(yaml.safe_dump(policy))
-        site = open_site(
-            self.net.where,
-            self.net.folder / "pki" / "a.kit.json",
-            self.net.folder / "keys" / "a.key",
-            path,
-            self.records,
-            self.home,
-            device="cpu",
-        )
-        self._sites.append(site)
-        return site
-
-    def joined(self, **terms: Any) -> str:
-        """Take part until it is over."""
-        return self.site(**terms).take_part(self.progress, self.said.append)
-
-    def joins(self, **terms: Any) -> threading.Thread:
-        """The same in a thread of its own."""
-
-        def take_part() -> None:
-            try:
-                self.outcome.append(self.joined(**terms))
-            except FedotError as error:
-                self.outcome.append(error)
-
-        thread = threading.Thread(target=take_part)
-        self._threads.append(thread)
-        thread.start()
-        return thread
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        self.moved.append((stage, done, total))
-
-    def wait_for(self, what: Callable[[], object]) -> None:
-        waiting = threading.Event()
-        for _ in range(int(PATIENCE_S / 0.02)):
-            if what():
-                return
-            waiting.wait(0.02)
-        raise AssertionError(f"it did not come to that; said: {self.said}, {self.outcome}")
-
-    def close(self) -> None:
-        for thread in self._threads:
-            thread.join(PATIENCE_S)
-            assert not thread.is_alive()
-        for site in self._sites:
-            site.__exit__(None, None, None)
-
-    def opens(self, bundle: Path | None = None, card: str | None = None, **changes: Any) -> None:
-        """Open a run whose bundle is offered file by file."""
-        named = digest(b"nothing")
-        if bundle is not None:
-            named = bundle_digest(bundle)
-            self.net.hub.shelf.put(named, {path.name: path for path in bundle.iterdir()})
-        changes = {"bundle_digest": named} | changes
-        self.net.hub.board.open_run(
-            RUN, changes["bundle_digest"], {"a": card or run_card(**changes).model_dump_json()}
-        )
-
-    def posts(self, round: int, bundle: Path, **changes: Any) -> TaskCard:
-        """Ask a round of the site."""
-        from fedot.emulator.bundle import read_bundle
-
-        read = read_bundle(bundle)
-        adapter = attach(read.load("float32"), read.adapter, read.layer_map)
-        state = encode(adapter.state(), state_chain(PayloadConfig())).payload
-        path = self.net.folder / f"state-{round}"
-        path.write_bytes(state)
-        self.net.hub.shelf.put(digest(state), {"state": path})
-        card = task_card(round, state, **changes)
-        cards = {"a": card.model_dump_json()}
-        self.net.hub.board.post(Posted(RUN, round, digest(state), cards))
-        return card
-
-    def reason(self) -> str:
-        """What the server heard of the site's failure."""
-        return next(p.reason for p in self.net.hub.board.presences() if p.site == "a")
-
-
-def run_card(**changes: Any) -> RunCard:
-    raw = {
-        "run_id": RUN,
-        "name": "a run",
-        "bundle_bytes": 1,
-        "adapter": "lora",
-        "adapter_parameters": 100,
-        "dtype": "float32",
-        "text_field": "text",
-        "max_tokens": 32,
-        "held_out_ratio": 0.2,
-        "rounds": 3,
-        "planned_rounds": 3,
-        "training": TrainingConfig(steps_per_round=2, batch_size=4),
-        "privacy": PrivacyConfig(unit="none"),
-        "payload": PayloadConfig(),
-        "seed": 7,
-    }
-    return RunCard.model_validate(raw | changes)
-
-
-def task_card(round: int, state: bytes, **changes: Any) -> TaskCard:
-    run = run_card(bundle_digest="0" * 64)
-    raw = {
-        "run_id": RUN,
-        "round": round,
-        "state_digest": digest(state),
-        "state_bytes": len(state),
-        "learning_rate": 0.01,
-        "training": run.training,
-        "privacy": run.privacy,
-        "payload": run.payload,
-        "planned_rounds": 3,
-        "seed": 7,
-        "trains": "all",
-        "state_part": "all",
-    }
-    return TaskCard.model_validate(raw | changes)
-
-
-@pytest.fixture
-def party(keys: Path, tmp_path: Path, records_file: Callable[..., Path]) -> Iterator[Party]:
-    folder = Path(shutil.copytree(keys, tmp_path / "server"))
-    with running(folder) as net:
-        party = Party(net, tmp_path / "site", records_file())
-        try:
-            yield party
-        finally:
-            net.hub.board.close_run(RUN, "done")
-            party.close()
+from fedot.transport.identity import init_owner, request_certificate, sign_request
 
 
 def test_site_does_every_round_and_hears_that_the_run_is_over(party: Party, bundle: Path) -> None:
@@ -295,111 +114,6 @@ def test_rules_of_the_site_are_asked_with_what_the_run_would_do(
     assert 0 < float(told["epsilon"]) <= PRIVATE.target_epsilon
     with pytest.raises(ProtocolError, match="only on Sundays"):
         party.site(max_epsilon=8.0).look(party.said.append)
-
-
-@pytest.mark.parametrize("run_id", ["../../outside", "/etc", "a/b", "", "x" * 65, "a\n"])
-def test_run_id_that_leads_elsewhere_is_refused(party: Party, tmp_path: Path, run_id: str) -> None:
-    before = {path for path in tmp_path.rglob("*") if "site" not in path.parts}
-    card = run_card(bundle_digest="0" * 64).model_dump_json()
-    party.opens(card=card.replace(json.dumps(RUN), json.dumps(run_id)))
-    with pytest.raises(WireError, match="run_id"):
-        party.joined()
-    assert sorted(path.name for path in party.home.iterdir()) == [".join", "owner"]
-    assert before <= set(tmp_path.rglob("*"))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"planned_rounds": 30},
-        {"training": TrainingConfig(steps_per_round=1000, batch_size=4)},
-        {"privacy": PRIVATE},
-        {"payload": PayloadConfig(chain="float32")},
-        {"run_id": "another"},
-    ],
-    ids=lambda changes: next(iter(changes)),
-)
-def test_round_of_another_run_than_was_agreed_on_is_refused(
-    party: Party, bundle: Path, changes: dict[str, Any]
-) -> None:
-    party.opens(bundle)
-    party.posts(1, bundle, **changes)
-    party.joins()
-    party.wait_for(lambda: party.outcome)
-    assert isinstance(party.outcome[0], WireError)
-    assert "not of the run that was agreed on" in str(party.outcome[0])
-    assert not party.net.hub.uploads.committed(RUN, 1)
-    assert not (party.home / "ledger.jsonl").exists()
-
-
-def fake_bundle(folder: Path, sign: Callable[[bytes], bytes] | None, names: Sequence[str]) -> Path:
-    """A bundle whose files hold nothing."""
-    folder.mkdir()
-    for name in names:
-        if "/" not in name:
-            (folder / name).write_bytes(b"x")
-    manifest: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "files": dict.fromkeys(names, digest(b"x")),
-        "signature": None,
-    }
-    if sign is not None:
-        manifest["signature"] = sign(signed_bytes(manifest)).hex()
-    (folder / MANIFEST).write_text(json.dumps(manifest))
-    return folder
-
-
-def test_unsigned_bundle_is_refused(party: Party, tmp_path: Path) -> None:
-    party.opens(fake_bundle(tmp_path / "fake", None, ["a.json"]))
-    with pytest.raises(WireError, match="not signed"):
-        party.joined()
-    assert party.reason() == _FAILURES[WireError]
-
-
-def test_bundle_of_another_key_is_refused(party: Party, tmp_path: Path) -> None:
-    init_owner(tmp_path / "other", "Somebody", [])
-    party.opens(fake_bundle(tmp_path / "fake", Signer(tmp_path / "other").sign, ["a.json"]))
-    with pytest.raises(WireError, match="not the model owner's"):
-        party.joined()
-    # Nothing but the manifest was asked for.
-    (part,) = (party.home / "bundles").iterdir()
-    assert [path.name for path in part.iterdir()] == [MANIFEST]
-
-
-@pytest.mark.parametrize("name", ["../owner.json", "/tmp/x.json", "a.pkl", "a\0.json", MANIFEST])
-def test_signed_manifest_cannot_name_what_leads_outside(
-    party: Party, tmp_path: Path, name: str
-) -> None:
-    sign = Signer(party.net.folder / "pki").sign
-    folder = fake_bundle(tmp_path / "fake", sign, [])
-    manifest: dict[str, Any] = {
-        "format_version": FORMAT_VERSION, "files": {name: digest(b"x")}, "signature": None
-    }  # fmt: skip
-    manifest["signature"] = sign(signed_bytes(manifest)).hex()
-    (folder / MANIFEST).write_text(json.dumps(manifest))
-    party.opens(folder)
-    with pytest.raises(WireError, match="no kind of file"):
-        party.joined()
-
-
-def test_another_bundle_than_was_announced_is_refused(party: Party, tmp_path: Path) -> None:
-    sign = Signer(party.net.folder / "pki").sign
-    folder = fake_bundle(tmp_path / "fake", sign, ["a.json"])
-    announced = digest(b"another")
-    party.net.hub.shelf.put(announced, {path.name: path for path in folder.iterdir()})
-    party.opens(bundle_digest=announced)
-    with pytest.raises(WireError, match="digest that was announced"):
-        party.joined()
-    assert not [path for path in party.home.rglob("*.json") if path.is_file()]
-
-
-def test_file_that_is_not_what_the_manifest_says_is_refused(party: Party, tmp_path: Path) -> None:
-    sign = Signer(party.net.folder / "pki").sign
-    folder = fake_bundle(tmp_path / "fake", sign, ["a.json"])
-    (folder / "a.json").write_bytes(b"y")
-    party.opens(folder)
-    with pytest.raises(WireError, match=r"a\.json does not have the digest"):
-        party.joined()
 
 
 def test_look_says_hello_to_nobody_and_changes_nothing(party: Party, bundle: Path) -> None:

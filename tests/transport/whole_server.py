@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
+import pytest
 
 from fedot.federation.job_desk import Desk
 from fedot.federation.jobs import JobQueue
@@ -198,3 +199,27 @@ def running(
         net = Net(folder, hub, queue, where)
         stack.callback(net.close)
         yield net
+
+
+UPDATE = b"an update"
+
+
+def refused(what: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as caught:
+        what()
+    return caught.value.code(), caught.value.details()  # type: ignore[attr-defined]
+
+
+def tiny_job(tmp_path: Path) -> str:
+    return json.dumps(
+        {
+            "model": {"path": str(tmp_path / "model")},
+            "data": {"owner_text": str(tmp_path / "text.jsonl")},
+            "emulator": "none",
+            "adapter": {"blocks": "all"},
+            "privacy": {"unit": "none"},
+        }
+    )
+
+
+# Method, action of the roles' table.
