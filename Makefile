@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast lint format clean peers bench-demo bench-codec bench-dp
-.PHONY: bench-codec-utility bench-transport soak fuzz proto
+.PHONY: bench-codec-utility bench-transport bench-sites soak fuzz proto
 
 help:
 	@echo "make demo       run a whole federation on this machine's own Python documentation"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench-dp   a step with DP beside one without, and beside Opacus (half an hour)"
 	@echo "make bench-codec-utility  what chains cost in recovery (about half an hour)"
 	@echo "make bench-transport  1 GB and 10 GB beside a bare gRPC stream, Flower and NVFlare"
+	@echo "make bench-sites  a hundred sites in one run of fifty rounds (two minutes)"
 	@echo "make soak       128 GB through an upload, then half an hour of kills (3/4 of an hour)"
 	@echo "make clean      remove .venv and caches (keeps runs/)"
 
@@ -86,6 +87,9 @@ bench-codec-utility: $(VENV)/.base
 
 bench-transport: $(VENV)/.base peers
 	$(BIN)/python benchmarks/transport.py --peers .venv-peers/bin/python $(ARGS)
+
+bench-sites: $(VENV)/.base
+	$(BIN)/python benchmarks/many_sites.py $(ARGS)
 
 soak: $(VENV)/.base
 	$(BIN)/python benchmarks/soak.py $(ARGS)
