@@ -29,7 +29,7 @@ from fedot.journal import write_durably
 from fedot.transport import fedot_pb2 as pb
 from fedot.transport.authorize import Asked
 from fedot.transport.errors import OutOfStep
-from fedot.transport.identity import init_owner, request_certificate, sign_request
+from fedot.transport.identity import init_owner, read_kit, request_certificate, sign_request
 
 
 def test_site_does_every_round_and_hears_that_the_run_is_over(party: Party, bundle: Path) -> None:
@@ -202,6 +202,7 @@ def test_renewed_kit_is_used_without_a_restart(party: Party, bundle: Path) -> No
     party.joins()
     party.wait_for(lambda: "ready; waiting for rounds" in party.said)
     pki = party.net.folder / "pki"
+    before = read_kit(pki / "a.kit.json").fingerprint
     asked = request_certificate("a", party.net.folder / "keys")
     sign_request(pki, asked.csr_path, asked.fingerprint, "site", 30)
     party.posts(1, bundle)
@@ -209,7 +210,7 @@ def test_renewed_kit_is_used_without_a_restart(party: Party, bundle: Path) -> No
     party.posts(2, bundle)
     party.wait_for(lambda: party.net.hub.uploads.committed(RUN, 2))
     used = [line["fingerprint"] for line in party.net.lines("received")]
-    assert used[0] != used[-1]
+    assert used[-1] == read_kit(pki / "a.kit.json").fingerprint != before
 
 
 def test_certificate_that_has_ended_is_an_error_at_once(party: Party) -> None:
