@@ -41,8 +41,9 @@ $(VENV)/.dev: $(VENV)/.test
 demo: $(VENV)/.base
 	$(BIN)/fedot demo $(ARGS)
 
+# Two processes: much of the time tests wait for processes, disks and slow links of their own.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 test-fast: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
