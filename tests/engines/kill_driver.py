@@ -141,9 +141,19 @@ class Federation:
                 is_told = name == SERVER and self.ended.issuperset(SITES)
                 if status and not (is_told and os.WTERMSIG(status) == signal.SIGTERM):
                     self.odd.append(f"{'server' if name == SERVER else 'a site'} died by itself")
+        if SERVER in self.ended:
+            self.let_go()
         if self.ended.issuperset(SITES) and SERVER in self.running:
             os.kill(self.running[SERVER], signal.SIGTERM)
             time.sleep(0.05)
+
+    def let_go(self) -> None:
+        """End sites that had told the server, and so let it end, when they were killed."""
+        for name in sorted(self.running.keys() & set(SITES)):
+            if not (self.home / name / "site" / "run").exists():
+                os.kill(self.running[name], signal.SIGKILL)
+                os.waitpid(self.running.pop(name), 0)
+                self.ended.add(name)
 
     @property
     def is_over(self) -> bool:
