@@ -53,17 +53,32 @@ class Outer:
         else:
             slot.baddbmm_(self.left.transpose(1, 2), self.right)
 
-    def write_weighted_sum(self, weights: Tensor, into: Tensor, is_first: bool) -> None:
-        """Write the sum over examples of weight times gradient to `into`, (M, N), or add it."""
-        right = (self.right * weights[:, None, None]).flatten(end_dim=1)
+    def write_weighted_sum(
+        self, weighted: Callable[[Tensor], Tensor], into: Tensor, is_first: bool
+    ) -> None:
+        """Write the sum over examples of weight times gradient to `into`, (M, N), or add it.
+
+        Args:
+            weighted: (B, T, N) -> the same, each example times its weight.
+            into: (M, N).
+            is_first: whether what is there is overwritten.
+        """
+        left, right = self.left, self.right
         if self.is_one_hot:
             if is_first:
                 into.zero_()
-            into.index_add_(0, self.left.flatten(), right)
-        elif is_first:
-            torch.mm(self.left.flatten(end_dim=1).t(), right, out=into)
+            into.index_add_(0, left.flatten(), weighted(right).flatten(end_dim=1))
+            return
+        # The narrower of the two: less to write.
+        if left.shape[2] < right.shape[2]:
+            left = weighted(left)
         else:
-            into.addmm_(self.left.flatten(end_dim=1).t(), right)
+            right = weighted(right)
+        left, right = left.flatten(end_dim=1).t(), right.flatten(end_dim=1)
+        if is_first:
+            torch.mm(left, right, out=into)
+        else:
+            into.addmm_(left, right)
 
     def without(self, examples: Tensor) -> Outer:
         """The same with some examples' gradients zero, also where they are not finite."""

@@ -47,7 +47,9 @@ class NoiseSource:
         self._uniform = np.empty(_CHUNK)
         self._cosine = torch.empty(_CHUNK // 2, dtype=torch.float64)
         self._ahead: threading.Thread | None = None
-        self._drawn = np.empty(0)
+        self._is_drawn = False
+        # Kept from step to step: fresh pages cost as much as the numbers that go there.
+        self._drawn = self._room = np.empty(0)
 
     @classmethod
     def from_os(cls) -> NoiseSource:
@@ -57,18 +59,18 @@ class NoiseSource:
     def draw_ahead(self, num: int) -> None:
         """Begin to draw normals beside other work, for calls of `normal` that will want `num`.
 
-        At most 32 MiB of them. Nothing but `normal` may be called until they are taken.
+        At most 32 MiB of them. Nothing but `normal` may be called until they are taken, and what
+        it then returns is overwritten by the next call of this.
         """
         self._refuse_while_ahead()
         if num < _CHUNK:
             # A thread would cost more than the numbers.
             return
-        room = np.empty(min(num, _MOST_AHEAD))
-
-        def draw() -> None:
-            room[:] = self._normal(len(room))
-
-        self._ahead, self._drawn = threading.Thread(target=draw, daemon=True), room
+        num = min(num, _MOST_AHEAD)
+        if len(self._room) < num:
+            self._room = np.empty(num + num % 2)
+        self._drawn, self._is_drawn = self._room[:num], False
+        self._ahead = threading.Thread(target=self._draw, args=(num,), daemon=True)
         self._ahead.start()
 
     def uniform(self, num: int) -> NDArray[np.float64]:
@@ -80,24 +82,36 @@ class NoiseSource:
         return drawn
 
     def normal(self, num: int) -> NDArray[np.float64]:
-        """`num` independent standard normals, float64. Source: Box and Muller 1958."""
+        """`num` independent standard normals, float64. Source: Box and Muller 1958.
+
+        Raises:
+            RuntimeError: drawing ahead has failed; there is no noise, so nothing may be released.
+        """
         if self._ahead is not None:
             self._ahead.join()
             self._ahead = None
+            if not self._is_drawn:
+                raise RuntimeError("noise that was drawn ahead did not come to its end.")
         ready, self._drawn = self._drawn[:num], self._drawn[num:]
-        if not len(ready):
-            return self._normal(num)
-        return (
-            ready if len(ready) == num else np.concatenate([ready, self._normal(num - len(ready))])
-        )
+        if len(ready) == num:
+            return ready
+        rest = num - len(ready)
+        drawn = np.empty(rest + rest % 2)
+        self._normal(drawn)
+        return np.concatenate([ready, drawn[:rest]]) if len(ready) else drawn[:rest]
 
     def _refuse_while_ahead(self) -> None:
         if self._ahead is not None or len(self._drawn):
             raise ValueError("normals are being drawn ahead; take them first.")
 
-    def _normal(self, num: int) -> NDArray[np.float64]:
-        drawn = np.empty(num + num % 2)
-        for start in range(0, num, _CHUNK):
+    def _draw(self, num: int) -> None:
+        self._normal(self._room[: num + num % 2])
+        # Left unsaid by an exception, so that what the room held before is never taken for noise.
+        self._is_drawn = True
+
+    def _normal(self, drawn: NDArray[np.float64]) -> None:
+        """Overwrite an even number of values."""
+        for start in range(0, len(drawn), _CHUNK):
             part = drawn[start : start + _CHUNK]
             pairs = len(part) // 2
             uniform, cosine = self._uniform[: 2 * pairs], self._cosine[:pairs]
@@ -109,7 +123,6 @@ class NoiseSource:
             torch.cos(angle.mul_(2.0 * np.pi), out=cosine)
             np.multiply(radius, cosine.numpy(), out=part[:pairs])
             np.multiply(radius, torch.sin(angle, out=cosine).numpy(), out=part[pairs:])
-        return drawn[:num]
 
     def _fill(self, part: NDArray[np.float64]) -> None:
         """Overwrite at most `_CHUNK` numbers with uniform ones."""

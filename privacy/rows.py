@@ -110,11 +110,12 @@ class Rows:
             if buffer.formed is not None:
                 part = total[buffer.start : buffer.start + buffer.size]
                 torch.mv(buffer.formed.t(), weights, out=part)
+        weighted = _Weighted(weights)
         for key, outers in self._outers.items():
             place = self._places[key]
             part = total[place.start : place.start + place.size].view(place.shape)
             for number, outer in enumerate(outers):
-                outer.write_weighted_sum(weights, part, is_first=number == 0)
+                outer.write_weighted_sum(weighted, part, is_first=number == 0)
         return total
 
     def erase(self, rows: Tensor) -> None:
@@ -189,10 +190,29 @@ def _square_norms(outers: Sequence[Outer], grams: dict[object, Tensor]) -> Tenso
 
 def _gram(a: Tensor, b: Tensor, grams: dict[object, Tensor]) -> Tensor:
     """Inner products of all tokens of `a` with all of `b`, (B, T, T'); layers share inputs."""
-    key = (a.data_ptr(), a.shape, a.stride(), b.data_ptr(), b.shape, b.stride())
+    key = (_identity(a), _identity(b))
     if key not in grams:
         grams[key] = _inner_products(a, b)
     return grams[key]
+
+
+def _identity(x: Tensor) -> tuple[object, ...]:
+    """Equal for two views of the same values, as long as both are kept."""
+    return x.data_ptr(), x.shape, x.stride()
+
+
+class _Weighted:
+    """Multiplies rows by their weights; layers that share an input come one after the other."""
+
+    def __init__(self, weights: Tensor):
+        self._weights = weights
+        self._last: tuple[object, ...] = ()
+        self._found = weights
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self._last != _identity(x):
+            self._last, self._found = _identity(x), x * self._weights[:, None, None]
+        return self._found
 
 
 def _inner_products(a: Tensor, b: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from fedot.privacy import noise
@@ -102,3 +103,23 @@ def test_nothing_else_is_drawn_while_normals_are_drawn_ahead() -> None:
         source.uniform(1)
     with pytest.raises(ValueError, match="take them first"):
         source.draw_ahead(2**16)
+
+
+def test_numbers_of_one_step_are_not_those_of_the_next() -> None:
+    ahead, plain = keyed(9), keyed(9)
+    for num in (2**16 + 1, 3 * 2**16, 2**16):
+        ahead.draw_ahead(num)
+        assert ahead.normal(num).tolist() == plain.normal(num).tolist()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_old_numbers_are_never_given_out_when_drawing_ahead_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = keyed(9)
+    source.draw_ahead(2**16)
+    source.normal(2**16)
+    monkeypatch.setattr(torch, "cos", lambda *_, **__: 1 / 0)
+    source.draw_ahead(2**16)
+    with pytest.raises(RuntimeError, match="did not come to its end"):
+        source.normal(2**16)
