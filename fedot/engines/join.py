@@ -54,6 +54,8 @@ logger = logging.getLogger(__name__)
 _WAIT_S = 20.0
 # How often a busy site says that it is alive.
 _REPORT_S = 5.0
+# How often the end of an earlier process's run is asked for, until there is a run.
+_LOOK_S = 5.0
 _PAUSE_S = 1.0
 _LONGEST_WHY = 200
 # What a round has in common with its run.
@@ -108,25 +110,26 @@ def join(
         ConfigError, BudgetError: the policy does not allow the run; nothing was trained.
         ProtocolError: the server does not let the site in.
     """
+    begun, outcome = _last_run(owner)
+    if outcome:
+        # Killed when it had heard; the server may have let go of everybody since.
+        return _heard(channel, owner, pb.Over(run_id=begun, outcome=outcome))
     hello = pb.HelloRequest(
         protocol=PROTOCOL,
         version=version("fedot-offsite-tuning"),
         dataset_id=owner.policy.dataset_id,
     )
     channel.call("Hello", hello, pb.HelloReply)
-    begun = _begun(owner)
-    if begun.exists():
-        # Who was killed at the end of a run has to hear of it too.
-        reply = _next(channel, begun.read_text(encoding="utf-8"), 0)
-        if reply.WhichOneof("what") == "over":
-            return _heard(channel, owner, reply.over)
     say(f"{owner.name} is in; waiting for a run")
     ready: _Ready | None = None
     why, wait_s = "", 0.0
     while True:
         before_asking()
         began = time.monotonic()
-        reply = _next(channel, ready.card.run_id if ready else "", wait_s)
+        if ready is None:
+            reply = _first(channel, begun, wait_s)
+        else:
+            reply = _next(channel, ready.card.run_id, wait_s)
         # The first answer comes at once, so that a person hears why there is nothing to do.
         wait_s = _WAIT_S
         what = reply.WhichOneof("what")
@@ -156,16 +159,40 @@ def join(
 
 
 def _heard(channel: Channel, owner: DataOwner, over: pb.Over) -> str:
-    """A run has ended: the server, which may be waiting to end too, is told that it is known."""
+    """A run has ended: the server, which may be waiting to end too, is told that it is known.
+
+    Noted first: once the server is told, there may be nobody left to ask again.
+    """
+    outcome = str(over.outcome)[:_LONGEST_WHY]
+    write_durably(_begun(owner), f"{over.run_id}\n{outcome}".encode())
     with suppress(FedotError):
         _report(channel, over.run_id, 0, "over")
     _begun(owner).unlink(missing_ok=True)
-    return str(over.outcome)[:_LONGEST_WHY]
+    return outcome
 
 
 def _begun(owner: DataOwner) -> Path:
-    """Holds the id of the run that a site is in, until it has heard of its end."""
+    """Holds the id of the run that a site is in, and how it ended as soon as that is known."""
     return owner.home / "run"
+
+
+def _last_run(owner: DataOwner) -> tuple[str, str]:
+    """Id and outcome of the run that the last process of this site was in, empty for none."""
+    path = _begun(owner)
+    if not path.exists():
+        return "", ""
+    run_id, _, outcome = path.read_text(encoding="utf-8").partition("\n")
+    return run_id, outcome
+
+
+def _first(channel: Channel, begun: str, wait_s: float) -> pb.NextReply:
+    """Ask for a run; who was killed in one has to hear of its end, even if it never opens again."""
+    if begun:
+        reply = _next(channel, begun, 0)
+        if reply.WhichOneof("what") == "over":
+            return reply
+        wait_s = min(wait_s, _LOOK_S)
+    return _next(channel, "", wait_s)
 
 
 def _next(channel: Channel, run_id: str, wait_s: float) -> pb.NextReply:

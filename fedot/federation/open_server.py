@@ -88,6 +88,9 @@ def open_server(settings: ServerSettings, watcher: Watcher) -> Iterator[Server]:
             run = queue.run_folder(job.job_id)
             run_id = run_id_of(run)
             if run_id is not None and job.state in ("done", "failed", "aborted"):
+                untold = {*sites_of(run)} - {*book.heard(run_id), *book.withdrawn(run_id)}
+                if untold:
+                    board.expect(run_id, sorted(untold))
                 board.close_run(run_id, job.state)
                 # The last server may have been killed before it did.
                 drop_uploads(uploads, run_id, job)

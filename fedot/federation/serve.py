@@ -187,6 +187,7 @@ class Server:
         folder = start.bundle.folder
         names = [MANIFEST, *read_manifest(folder)["files"]]
         hub.shelf.put(start.bundle_digest, {name: folder / name for name in names})
+        hub.book.reopen(start.run_id)
         cards = {name: run_card(start, name).model_dump_json() for name in start.names}
         hub.board.open_run(
             start.run_id, start.bundle_digest, cards, hub.book.withdrawn(start.run_id)

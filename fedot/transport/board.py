@@ -50,7 +50,6 @@ class Board:
         self._presence: dict[str, Presence] = {}
         self._events: deque[Event] = deque()
         self._outcomes: dict[str, str] = {}
-        self._ended = ""
         self._returning: set[str] = set()
         self._unheard: set[str] = set()
         self._turns: Counter[tuple[str, bool]] = Counter()
@@ -67,6 +66,8 @@ class Board:
         """
         with self._changed:
             self._expected[run_id] = sites
+            # They may not have noticed yet that there is a server again.
+            self._returning |= set(sites)
 
     def is_expected(self, run_id: str, site: str) -> bool:
         """Whether it cannot be said yet what a run will ask; the site that asked counts as here."""
@@ -97,7 +98,10 @@ class Board:
             self._changed.notify_all()
 
     def close_run(self, run_id: str, outcome: str) -> None:
-        """Tell everybody that a run has ended, now and whenever they ask."""
+        """Tell everybody that a run has ended, now and whenever they ask.
+
+        One that an earlier process ended and not everybody has heard of is expected first.
+        """
         with self._changed:
             self._outcomes[run_id] = outcome
             expected = self._expected.pop(run_id, None)
@@ -106,11 +110,8 @@ class Board:
             if self._run_id == run_id:
                 expected = list(self._run_cards)
                 self._run_id, self._run_cards, self._posted = "", {}, None
-            elif expected is not None:
-                # They may not have noticed yet that there is a server again.
-                self._returning = set(expected)
             if expected is not None:
-                self._ended, self._unheard = run_id, set(expected)
+                self._unheard = set(expected)
             self._changed.notify_all()
 
     def wait_until_told(self, timeout_s: float) -> None:
@@ -119,6 +120,11 @@ class Board:
             self._changed.wait_for(
                 lambda: not (self._here() | self._returning) & self._unheard, timeout_s
             )
+
+    def is_over(self, run_id: str) -> bool:
+        """Whether a run has ended."""
+        with self._changed:
+            return run_id in self._outcomes
 
     def explain(self, why: str) -> None:
         """What a site is told that has nothing to do."""
@@ -305,9 +311,6 @@ class Board:
     def _answer(self, site: str, run_id: str) -> Answer:
         if run_id in self._outcomes:
             return Answer("over", self._outcomes[run_id], run_id)
-        if not self._run_id and site in self._unheard:
-            # It was started again meanwhile, and does not say which run it was in.
-            return Answer("over", self._outcomes[self._ended], self._ended)
         if not self._run_id:
             return Answer("wait", self._why)
         if site in self._left:
@@ -336,6 +339,7 @@ class Board:
 
     def _seen(self, site: str) -> None:
         now = self._clock()
+        self._returning.discard(site)
         known = self._presence.get(site)
         if known is None or known.phase not in ("idle", "failed") or _refused_the_run(known):
             known = Presence(site, "idle", now, now)

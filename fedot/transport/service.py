@@ -131,6 +131,8 @@ class Service:
         if request.phase not in _PHASES or len(request.reason) > 500:
             raise WireError(f"phase must be one of {', '.join(_PHASES)}, its reason short.")
         reason = "".join(c for c in request.reason if c.isprintable())
+        if request.phase == "over" and self._hub.board.is_over(request.run_id):
+            self._hub.book.hear(request.run_id, peer.name)
         cancelled = self._hub.board.report(
             peer.name, request.run_id, request.round, request.phase, reason
         )

@@ -1,4 +1,4 @@
-"""What the server remembers of its sites over restarts: data sets and withdrawals."""
+"""What the server remembers of its sites over restarts: data sets, withdrawals, ends heard of."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS dataset (
     site TEXT PRIMARY KEY, dataset_id TEXT NOT NULL UNIQUE) STRICT;
 CREATE TABLE IF NOT EXISTS withdrawn (
+    run_id TEXT NOT NULL, site TEXT NOT NULL, PRIMARY KEY (run_id, site)) STRICT;
+CREATE TABLE IF NOT EXISTS heard (
     run_id TEXT NOT NULL, site TEXT NOT NULL, PRIMARY KEY (run_id, site)) STRICT;
 """
 
@@ -80,3 +82,21 @@ class SiteBook:
                 "SELECT site FROM withdrawn WHERE run_id = ? ORDER BY site", (run_id,)
             ).fetchall()
         return [site for (site,) in rows]
+
+    def hear(self, run_id: str, site: str) -> None:
+        """Note that a site knows of a run's end."""
+        with self._lock:
+            self._db.execute("INSERT OR IGNORE INTO heard VALUES (?, ?)", (run_id, site))
+
+    def heard(self, run_id: str) -> Sequence[str]:
+        """Who knows of a run's end, by name."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT site FROM heard WHERE run_id = ? ORDER BY site", (run_id,)
+            ).fetchall()
+        return [site for (site,) in rows]
+
+    def reopen(self, run_id: str) -> None:
+        """A run goes on that had ended: who heard of that has to hear of its next end."""
+        with self._lock:
+            self._db.execute("DELETE FROM heard WHERE run_id = ?", (run_id,))

@@ -85,12 +85,10 @@ def prepare_home(config: Config, home: Path) -> None:
 
 
 def serve(home: Path, port: int) -> None:
-    """Be the server until its job is done and everybody knows; then until it is told to stop."""
+    """Be the server until its job is done and everybody knows."""
     with open_server(_settings(home, port), _watcher()) as server:
         signal.signal(signal.SIGTERM, lambda number, frame: server.stop())
-        # One that was killed after its job stays up, since sites are still to hear of the end.
-        is_done = all(job.state == "done" for job in server._queue.list())
-        if not server.work(until_done=not is_done):
+        if not server.work(until_done=True):
             raise SystemExit("the job did not end well")
 
 

@@ -17,6 +17,7 @@ from fedot.engines.open_site import OpenSite, open_site
 from fedot.engines.remote import RemoteEngine
 from fedot.federation.open_server import ServerSettings, open_server
 from fedot.federation.serve import Server, Watcher
+from fedot.journal import Journal
 from fedot.messages import (
     ClientFailure,
     ClientInfo,
@@ -134,6 +135,53 @@ def test_site_that_was_killed_at_the_end_hears_of_it_after_both_were_started_aga
         assert heard
         assert heard[0].startswith("the run is done")
         assert not (site_home / "run").exists(), "the next start is for the next run"
+
+
+def test_site_that_was_killed_when_it_had_heard_needs_no_server(place: Place) -> None:
+    """It may have let the server end, and there is nobody to come back to."""
+    with place.server():
+        pass
+    note = place.folder / "site" / "home" / "run"
+    note.parent.mkdir()
+    note.write_text(f"{RUN}\ndone")
+    with place.site() as site:
+        assert site.take_part(no_progress, place.said.append).startswith("the run is done")
+    assert not note.exists()
+
+
+def test_server_that_was_killed_after_its_job_ends_when_the_sites_know(place: Place) -> None:
+    with place.server() as server:
+        job = server._queue.submit("job", CONFIG, "owner")
+        server._queue.next_queued()
+        run = server._queue.run_folder(job.job_id)
+        run.mkdir(parents=True)
+        with Journal(run / "journal.sqlite") as journal:
+            journal.note("run_id", RUN)
+            journal.note("sites", [SITE])
+        server._queue.finish(job.job_id, "done")
+    note = place.folder / "site" / "home" / "run"
+    note.parent.mkdir()
+    note.write_text(RUN)
+    listens, ended = threading.Event(), threading.Event()
+
+    def serve() -> None:
+        with place.server() as server:
+            listens.set()
+            server.work(until_done=True)
+        ended.set()
+
+    for _ in range(2):
+        listens.clear()
+        ended.clear()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert listens.wait(30)
+        if note.exists():
+            assert not ended.wait(0.2)
+            with place.site() as site:
+                assert site.take_part(no_progress, place.said.append).startswith("the run is done")
+        thread.join(20)
+        assert ended.is_set(), "all sites know"
 
 
 def test_resumed_run_waits_for_nobody_who_has_withdrawn(place: Place) -> None:

@@ -289,20 +289,23 @@ def test_run_that_goes_on_is_expected_until_it_asks_something(board: Board) -> N
     assert not board.is_expected(OTHER, "a")
 
 
-def test_site_that_forgot_its_run_is_told_of_its_end_until_it_says_so(board: Board) -> None:
-    """It was killed and started again, and so was the server: it had nothing left to ask."""
-    board.expect(RUN, ["a"])
-    assert told(board, "a", "")[0] == told(board, "z", "")[0] == "wait"
+def test_site_that_never_was_in_a_run_is_not_told_of_its_end(board: Board) -> None:
+    """It waits for the next one."""
+    board.expect(RUN, ["a", "b"])
     board.close_run(RUN, "done")
-    assert told(board, "z", "")[0] == "wait"
-    assert told(board, "a", "") == ("over", "done")
-    board.report("a", RUN, 0, "over")
-    assert told(board, "a", "")[0] == "wait"
+    assert told(board, "b", "")[0] == "wait"
+    assert told(board, "a", RUN) == ("over", "done")
 
 
-def test_server_waits_for_the_sites_of_a_run_that_it_only_had_to_end(board: Board) -> None:
-    """None of them has called it yet: they still wait for it to come back."""
+@pytest.mark.parametrize("is_opened", [True, False])
+def test_server_that_goes_on_waits_at_the_end_for_sites_that_have_not_called_yet(
+    board: Board, is_opened: bool
+) -> None:
+    """Everything was there for the last round: nobody had a reason to notice that it is back."""
     board.expect(RUN, ["a"])
+    if is_opened:
+        opened(board, "a")
+        posted(board, 3, "a")
     board.close_run(RUN, "done")
     server, ended = waiting_for_all(board)
     assert not ended.wait(0.05)
