@@ -23,7 +23,7 @@ __all__ = ["Rows"]
 # needed, when activations of the same size have gone.
 _THIN, _SMALL, _SHARED = 128, 2**14, 2**18
 # Forming M * N values a row is worth it up to so many times the T * (M + N) values of the factors.
-_WORTH_FORMING = 2.0
+_WORTH_FORMING = 1.5
 
 
 @dataclass(slots=True)

@@ -58,8 +58,8 @@ def _run() -> int:
         console.error(error.format_message())
     except (KeyboardInterrupt, typer.Abort):
         console.error(
-            "interrupted. What a run had finished is kept: if its --out is there, go on with "
-            "--resume."
+            "interrupted. What was finished is kept: give the same command again, with --resume "
+            "where it has one and its --out is there."
         )
     except BrokenPipeError:
         # Whoever read our output has gone; there is nobody left to tell.

@@ -36,12 +36,8 @@ def drive(folder: Path, *options: str) -> dict[str, Any]:
 def test_every_run_finishes_as_if_nobody_had_been_killed(tmp_path: Path) -> None:
     """Without DP the same bits; with DP what the stored payloads give, each charged once."""
     done = drive(tmp_path, "--kills", "56", "--each", "5")
-    # One that waits at its very end is let pass until a long soak has shown that there is none:
-    # a site killed after it had let the server end has nobody to come back to.
-    hung = done["broken"].pop("the federation hangs", 0)
     assert done["broken"] == {}, done
-    assert hung <= 1, done
-    assert done["finished"] + hung == done["begun"] >= 2
+    assert done["finished"] == done["begun"] >= 2
     assert sum(done["kills"].values()) >= 50
     assert all(done["kills"].get(phase, 0) >= 5 for phase in PHASES), done["kills"]
     # Otherwise nothing was shown of either.
