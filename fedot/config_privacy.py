@@ -46,7 +46,9 @@ class PrivacyConfig(Section):
     delta: float = Field(
         1e-5, gt=0, lt=1, description="chance that epsilon does not hold; well below 1 / records"
     )
-    l2_clip_norm: float = Field(1.0, gt=0, description="bound C on one example's gradient")
+    l2_clip_norm: float = Field(
+        1.0, ge=1e-6, description="bound C on one example's gradient; norms are exact far below it"
+    )
     client_level: ClientLevelConfig = ClientLevelConfig()
 
     @property

@@ -111,8 +111,9 @@ def per_example_gradients(model: nn.Module) -> Iterator[PerExampleGradients]:
     Raises:
         ValueError: a parameter that trains has no exact per-example gradients in this model.
     """
-    gradients = PerExampleGradients(model)
+    # First: whether a batch norm ties rows together depends on it.
     model.train()
+    gradients = PerExampleGradients(model)
     try:
         yield gradients
     finally:

@@ -41,6 +41,11 @@ class Outer:
         """Does `left` hold numbers of rows?"""
         return self.left.dim() == 2
 
+    @property
+    def widths(self) -> tuple[int, int]:
+        """M (1 for whole numbers, whose products are exact) and N."""
+        return 1 if self.is_one_hot else self.left.shape[2], self.right.shape[2]
+
     def write(self, slot: Tensor, is_first: bool) -> None:
         """Form the gradients in `slot`, (B, M, N), or add them to what is there."""
         if self.is_one_hot:
@@ -145,7 +150,20 @@ def coupling(module: nn.Module) -> str | None:
             f"llm_int8_threshold is {threshold:g}; with it, large values of one row decide how "
             "other rows are rounded. Load the model with llm_int8_threshold=0."
         )
+    of_length = [kind for kind in _rope_types(module) if kind not in ROPE_TYPES]
+    if of_length:
+        return (
+            f"its rotary positions are {of_length[0]!r}, which may depend on the longest row of "
+            f"the batch. Use one of {', '.join(ROPE_TYPES)}, or train without DP."
+        )
     return None
+
+
+def _rope_types(module: nn.Module) -> list[str]:
+    """Of a model's rotary positions; some have one for every type of layer."""
+    found = getattr(module, "rope_type", None)
+    kinds = found.values() if isinstance(found, dict) else [found]
+    return [kind for kind in kinds if isinstance(kind, str)]
 
 
 def _as_sequence(x: Tensor) -> Tensor:
@@ -201,6 +219,8 @@ LAYERS: dict[type, Callable[[nn.Module, Tensor, Tensor, Collection[str]], Gradie
 }
 
 
+# Rotary positions whose frequencies are fixed when the model is loaded.
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 # PEFT's prompts: their batch dimension is 1, and they are repeated for the rows afterwards.
 PROMPTS = ("PromptEmbedding", "PromptEncoder")
 

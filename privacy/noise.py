@@ -91,6 +91,7 @@ class NoiseSource:
             self._ahead.join()
             self._ahead = None
             if not self._is_drawn:
+                self._drawn = np.empty(0)
                 raise RuntimeError("noise that was drawn ahead did not come to its end.")
         ready, self._drawn = self._drawn[:num], self._drawn[num:]
         if len(ready) == num:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fedot.privacy.layers import coupling, gradients_of, refusal
 from fedot.privacy.rows import Rows
 
-__all__ = ["PerExampleGradients"]
+__all__ = ["PerExampleGradients", "inexact"]
 
 
 class PerExampleGradients(AbstractGradSampleHooks):  # type: ignore[misc]  # Opacus ships no types
@@ -201,11 +201,19 @@ def _own_trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return {n: p for n, p in module.named_parameters(recurse=False) if p.requires_grad}
 
 
-def _check(model: nn.Module) -> None:
-    """Refuse what has no exact per-example gradients, or ties rows together."""
+def inexact(model: nn.Module) -> str | None:
+    """Where and why a model's gradients per example would not be exact; None if they are."""
     for name, module in model.named_modules():
         reason = refusal(module) if _own_trainable(module) else coupling(module)
         if reason:
-            raise ValueError(f"{name}: {reason}")
+            return f"{name}: {reason}"
+    return None
+
+
+def _check(model: nn.Module) -> None:
+    """Refuse what has no exact per-example gradients, or ties rows together."""
+    reason = inexact(model)
+    if reason:
+        raise ValueError(reason)
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("no parameter of the model trains; set requires_grad on what is to.")

@@ -172,10 +172,12 @@ def _square_norms(outers: Sequence[Outer], grams: dict[object, Tensor]) -> Tenso
     """|sum_t l_t x r_t|^2 = sum_st <l_s, l_t><r_s, r_t>, over all calls' tokens, shape (B,).
 
     Guarantees:
-        Where terms cancel, float32 loses them: (sum_t |l_t||r_t|)^2, times the precision, is added
-        as an allowance, so that an example is rather clipped too much than too little.
+        Never less than the true value, but for one too small to matter (below 1e-30). Where terms
+        cancel, float32 loses them; where products are too small for it, it makes them zero, though
+        the other factor may be huge. Both are added as an allowance, so that an example is rather
+        clipped too much than too little.
     """
-    total = size = torch.zeros(())
+    total = left_size = right_size = size = torch.zeros(())
     for i, first in enumerate(outers):
         for second in outers[: i + 1]:
             left = _gram(first.left, second.left, grams)
@@ -183,9 +185,15 @@ def _square_norms(outers: Sequence[Outer], grams: dict[object, Tensor]) -> Tenso
             term = (left * right).sum(dim=(1, 2))
             total = total + (term if first is second else 2 * term)
             if first is second:
-                own = left.diagonal(dim1=1, dim2=2) * right.diagonal(dim1=1, dim2=2)
-                size = size + own.sqrt().sum(dim=1)
-    return total + torch.finfo(total.dtype).eps * size.square()
+                lefts = left.diagonal(dim1=1, dim2=2).to(right.dtype).sqrt()
+                rights = right.diagonal(dim1=1, dim2=2).sqrt()
+                size = size + (lefts * rights).sum(dim=1)
+                left_size = left_size + lefts.sum(dim=1)
+                right_size = right_size + rights.sum(dim=1)
+    exact = torch.finfo(total.dtype)
+    width = sum(outers[0].widths)
+    lost = exact.tiny * width * (left_size.square() + right_size.square())
+    return total + exact.eps * size.square() + lost
 
 
 def _gram(a: Tensor, b: Tensor, grams: dict[object, Tensor]) -> Tensor:

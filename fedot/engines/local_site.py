@@ -20,6 +20,7 @@ from fedot.models.adapters import Adapter, attach
 from fedot.models.anatomy import load_tokenizer, pick_device
 from fedot.privacy.accounting import epsilon_of
 from fedot.privacy.ledger import Ledger
+from fedot.privacy.per_sample import inexact
 from fedot.privacy.policy import Request, refuse_unless_allowed
 from fedot.seeds import derive_seed
 
@@ -113,7 +114,11 @@ def load_adapter_of(owner: DataOwner, card: RunCard, folder: Path) -> Adapter:
             "was asked about that. Ask the model owner."
         )
     model = bundle.load(card.dtype, pick_device(owner.device))
-    return attach(model, bundle.adapter, bundle.layer_map)
+    adapter = attach(model, bundle.adapter, bundle.layer_map)
+    reason = inexact(adapter.model) if card.privacy.protects_records else None
+    if reason:
+        raise WireError(f"the bundle cannot be tuned under DP: {reason} Nothing was trained.")
+    return adapter
 
 
 def _training_records(owner: DataOwner, card: RunCard) -> tuple[Record, ...]:

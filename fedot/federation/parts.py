@@ -19,6 +19,7 @@ from fedot.errors import ConfigError
 from fedot.federation.payloads import check_payload
 from fedot.models.adapters import AdapterSpec, blocks_of, linear_names
 from fedot.models.anatomy import anatomy_of, load_model, load_tokenizer, pick_device
+from fedot.privacy.layers import coupling
 from fedot.privacy.policy import Policy, load_policy
 from fedot.seeds import derive_seed
 
@@ -220,8 +221,14 @@ def _sequences(
 
 
 def _check_private(config: Config, model: PreTrainedModel) -> None:
+    if not config.privacy.protects_records:
+        return
+    frozen = [name for name, module in model.named_modules() if coupling(module)]
+    if frozen:
+        reason = coupling(model.get_submodule(frozen[0]))
+        raise ConfigError(f"{config.model.path} cannot be tuned under DP: {frozen[0]}: {reason}")
     positions = [name for name, _ in model.named_parameters() if "wpe" in name]
-    if config.adapter.kind == "full" and config.privacy.protects_records and positions:
+    if config.adapter.kind == "full" and positions:
         raise ConfigError(
             f"adapter.kind is full, which trains {positions[0]}; all records of a batch share it, "
             "so it has no gradient per record. Use kind blocks or lora, or privacy.unit=none."

@@ -225,6 +225,13 @@ def _check_checkpoint(path: str) -> None:
             f"{path} is a {config.model_type} model, which is no causal language model; "
             f"supported families are {', '.join(SUPPORTED_FAMILIES)}."
         )
+    quantized = getattr(config, "quantization_config", None)
+    method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+    if method not in (None, "bitsandbytes"):
+        # Some scale activations over the whole batch, which ties records together.
+        raise ConfigError(
+            f"{path} is quantized by {method}; supported are whole checkpoints and bitsandbytes."
+        )
 
 
 def _config_of_depth(config: PretrainedConfig, kept: Sequence[int]) -> PretrainedConfig:

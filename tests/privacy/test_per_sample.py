@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, OPTConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, OPTConfig
 
 from fedot.client.training import sequence_losses
 from fedot.data.tokenize import Sequences
 from fedot.models.adapters import Adapter
 from fedot.privacy import rows
 from fedot.privacy.clipping import clip_factors
+from fedot.privacy.dp_sgd import per_example_gradients
 from fedot.privacy.per_sample import PerExampleGradients
 
 AdapterOn = Callable[[nn.Module, str], Adapter]
@@ -287,6 +288,27 @@ def test_statistics_over_the_batch_are_refused() -> None:
     model.norm.requires_grad_(False)
     with pytest.raises(ValueError, match="ties rows together"):
         PerExampleGradients(model)
+
+
+def test_statistics_that_training_would_take_over_the_batch_are_refused() -> None:
+    """Until the model is told to train, they are constants."""
+    model = Small()
+    model.norm = nn.BatchNorm1d(12).requires_grad_(False)
+    model.eval()
+    with pytest.raises(ValueError, match="ties rows together"), per_example_gradients(model):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rotary_positions_that_follow_the_longest_row_are_refused(kind: str) -> None:
+    """One long record would change its neighbours' gradients, by up to six times the bound."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [50.0] * 4}
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 8.0}
+    rope |= {"original_max_position_embeddings": 8, **factors} if kind == "longrope" else {}
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    config = LlamaConfig(vocab_size=320, num_attention_heads=4, rope_parameters=rope, **shape)
+    with pytest.raises(ValueError, match=f"rotary_emb: its rotary positions are '{kind}'"):
+        PerExampleGradients(AutoModelForCausalLM.from_config(config))
 
 
 def test_a_weight_used_outside_its_module_is_refused(records: Sequences) -> None:
