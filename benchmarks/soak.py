@@ -143,7 +143,10 @@ def main() -> None:
             found += kill_marks(rows[-1])
             print(rows[-1])
     finally:
-        shutil.rmtree(work)
+        if found and all(one["holds"] for one in found):
+            shutil.rmtree(work)
+        else:
+            print(f"{work} keeps what there is to look at")
     for one in found:
         print(f"{'holds' if one['holds'] else 'FAILS'}  {one['name']}: {one['value']:.2f}")
     if not options.no_write:
