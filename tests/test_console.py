@@ -6,6 +6,7 @@ import io
 import re
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 
@@ -283,11 +284,23 @@ def test_an_estimate_says_which_chain_auto_took_and_why():
     bytes_ = dict.fromkeys(("server_bytes", "sent_bytes", "float32_bytes", "received_bytes"), 1000)
     told = {"chain": "int8+deflate", "chain_reason": "auto took int8+deflate: it is soonest."}
     printed = Printed()
-    none = {"epsilon": {}, "noise_multiplier": {}, "client_epsilon": None}
+    none = {"epsilon": {}, "noise_multiplier": {}, "noise_length": {}, "client_epsilon": None}
     cost = Estimate(**numbers, **bytes_, **told, **none, seconds=1.0)
     printed.console.estimate_table(cost)
     assert "by int8+deflate" in " ".join(printed.text.split())
     assert "it is soonest" in " ".join(printed.text.split())
+
+
+@pytest.mark.parametrize(("length", "warned"), [(0.4, False), (3.0, True)])
+def test_an_estimate_says_when_noise_would_drown_the_gradient(length: float, warned: bool) -> None:
+    from fedot.federation.estimate import Estimate
+
+    numbers = {field.name: 1000 for field in fields(Estimate)}
+    spent = {"epsilon": {"a": 1.0}, "noise_multiplier": {"a": 4.0}, "noise_length": {"a": length}}
+    cost = Estimate(**numbers | spent | {"chain": "int8", "chain_reason": None})
+    printed = Printed()
+    printed.console.estimate_table(cost)
+    assert ("Little will be learned" in " ".join(printed.text.split())) == warned
 
 
 def test_what_auto_took_stands_among_the_notes_of_a_run():

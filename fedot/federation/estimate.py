@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ class Estimate:
         received_bytes: all states, server to clients.
         epsilon: by client, at the end; empty without DP.
         noise_multiplier: by client; empty without DP.
+        noise_length: by client, the L2 norm of a step's noise over that of the longest sum that its
+            batch can have; empty without DP.
         client_epsilon: of one client with all its records, from noise at the server; None without.
         chain: what updates go through.
         chain_reason: why, where `chain: auto` chose it.
@@ -66,6 +69,7 @@ class Estimate:
     received_bytes: int
     epsilon: dict[str, float]
     noise_multiplier: dict[str, float]
+    noise_length: dict[str, float]
     client_epsilon: float | None
     chain: str
     chain_reason: str | None
@@ -102,6 +106,8 @@ def estimate(config: Config) -> Estimate:
     )
     client = _client_bytes(config, parts, emulator_parameters * width, adapter.num_parameters)
     epsilon, noise = _privacy(config, parts, most_rounds(config, names))
+    # Clipped gradients that all point one way sum to batch_size * C; real ones to less.
+    longest = config.training.batch_size / math.sqrt(adapter.num_parameters)
     return Estimate(
         full_parameters=parts.model.num_parameters(),
         emulator_parameters=emulator_parameters,
@@ -114,6 +120,7 @@ def estimate(config: Config) -> Estimate:
         received_bytes=first * size + rest * (total - size),
         epsilon=epsilon,
         noise_multiplier=noise,
+        noise_length={name: z / longest for name, z in noise.items()},
         client_epsilon=_client_epsilon(config),
         chain=payload.chain,
         chain_reason=reason,

@@ -77,6 +77,7 @@ class Claim(Part):
     epsilon: Finite
     delta: Finite
     noise_multiplier: Finite
+    max_batch_size: int | None = None
 
 
 class Sampling(Part):

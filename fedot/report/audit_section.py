@@ -33,6 +33,10 @@ LIMITS = (
     "All of it is a simulation on canaries and on records whose membership is known. Nothing was "
     "taken from a site's ledger.",
 )
+UNCAPPED = (
+    "The games run without training.max_batch_size, with the same noise; what the cap costs is in "
+    "the claim alone."
+)
 _ATTACKED = {
     "on": "DP on",
     "off": "DP off",
@@ -60,7 +64,7 @@ class AuditSection:
     checks: list[tuple[str, str, str]]
     attacks: list[tuple[str, ...]]
     recoveries: list[tuple[str, ...]]
-    limits: tuple[str, ...] = LIMITS
+    limits: tuple[str, ...]
 
 
 def audit_section(audit: Audit) -> AuditSection:
@@ -94,6 +98,7 @@ def audit_section(audit: Audit) -> AuditSection:
             )
             for r in audit.inversion
         ],
+        limits=(*LIMITS, UNCAPPED) if audit.claim and audit.claim.max_batch_size else LIMITS,
     )
 
 

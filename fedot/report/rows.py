@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["bytes_cells", "epsilon_rows", "estimate_rows"]
 
 _MOST_CLIENTS = 8
+# Records' gradients agree by a tenth or so: noise this long hides what they have in common.
+_DROWNS = 1.0
 
 
 def epsilon_rows(summary: Summary) -> Iterable[tuple[str, str, str]]:
@@ -61,7 +63,13 @@ def estimate_rows(cost: Estimate) -> Iterable[tuple[str, str, str]]:
     elif not cost.epsilon:
         yield "epsilon", "no DP", "privacy.unit is none: nothing bounds what updates tell."
     for name, epsilon in cost.epsilon.items():
-        noise = f"Noise multiplier {cost.noise_multiplier[name]:.3f}."
+        length = cost.noise_length[name]
+        noise = (
+            f"Noise multiplier {cost.noise_multiplier[name]:.3f}: a step's noise is {length:.2f} "
+            "times as long as its batch's gradient can be."
+        )
+        if length > _DROWNS:
+            noise += " Little will be learned: raise training.batch_size, or train less at once."
         yield f"epsilon {name}", epsilon_text(epsilon), noise
 
 

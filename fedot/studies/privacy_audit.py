@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +206,10 @@ class _Audit:
         }
 
     def gradient_canaries(self, client: str, claim: SampledGaussian) -> dict[str, Any]:
-        """One run of `train_privately` with the client's records and steps, and canaries."""
+        """One run of `train_privately` with the client's records and steps, and canaries.
+
+        Without `max_batch_size`: with canaries among the records the same cap would cut more.
+        """
         self.progress("gradient canaries", 0, 2)
         private = _settings(claim, self.config)
         records = self.parts.train[client]
@@ -327,7 +330,7 @@ def _claim(config: Config, num_records: int, num_rounds: int) -> SampledGaussian
     if not config.privacy.protects_records:
         return None
     one = round_event(config.training, config.privacy, num_records, num_rounds)
-    return SampledGaussian(one.sampling_prob, one.noise_multiplier, one.num_steps * num_rounds)
+    return replace(one, num_steps=one.num_steps * num_rounds)
 
 
 def _settings(claim: SampledGaussian, config: Config) -> PrivateSettings:

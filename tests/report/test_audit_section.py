@@ -101,3 +101,9 @@ def test_a_missing_part_is_named(key: str) -> None:
     raw = {name: value for name, value in AUDIT.items() if name != key}
     with pytest.raises(ConfigError, match=key):
         audit_from(raw)
+
+
+def test_games_without_the_cap_say_so() -> None:
+    plain, capped = AUDIT["claim"], {**AUDIT["claim"], "max_batch_size": 80, "num_records": 1000}
+    told = [audit_section(changed(claim=claim)).limits for claim in (plain, capped)]
+    assert [any("max_batch_size" in limit for limit in limits) for limits in told] == [False, True]
