@@ -134,6 +134,21 @@ def fetch(
         console.info(f"wrote {out}; report: {out / 'report.html'}")
 
 
+@job.command("check-log")
+def check_log(
+    path: Annotated[Path, typer.Argument(help="A server's HOME/audit.jsonl, or a copy of it.")],
+) -> None:
+    """Check that nobody has changed or removed a line of a server's audit log."""
+    from fedot.transport.audit_log import check_log as check
+
+    with Console() as console:
+        found = check(path)
+        console.info(
+            f"{found.lines} lines, none changed; the last one's hash is {found.last}. Keep "
+            "it elsewhere: that lines are missing at the end shows beside it alone."
+        )
+
+
 @contextmanager
 def _desk(server: str, kit: Path) -> Iterator[tuple[RemoteDesk, Console]]:
     from fedot.engines.remote_desk import RemoteDesk
