@@ -56,7 +56,7 @@ class RunCard(_Card):
     Attributes:
         bundle_digest: SHA-256 of the bundle's manifest, which has the digests of all its files.
         planned_rounds: for how many rounds this site is drawn at most.
-        seed: the config's: which records are held out, and their order without DP.
+        seed: the config's: the order of records without DP.
     """
 
     run_id: RunId
@@ -66,9 +66,7 @@ class RunCard(_Card):
     adapter: str = Field(max_length=20)
     adapter_parameters: int = Field(ge=0)
     dtype: Literal["float32", "bfloat16"]
-    text_field: str = Field(max_length=200)
     max_tokens: int = Field(ge=8)
-    held_out_ratio: float = Field(gt=0, lt=1)
     rounds: int = Field(ge=1)
     planned_rounds: int = Field(ge=0)
     training: TrainingConfig

@@ -6,6 +6,8 @@
     adapters: [lora]
     chains: [int8+deflate]        # operators of an update's chain; left out: any
     metrics_may_leave: false
+    held_out_ratio: 0.1           # of the records, that no network run trains on; left out: none
+    held_out_seed: 0
 
 It is read at the site and wins over every task: what it does not allow is refused before training
 starts, with what would fit.
@@ -28,7 +30,14 @@ from fedot.errors import BudgetError, ConfigError
 from fedot.privacy.accounting import SampledGaussian, epsilon_of, least_noise
 from fedot.privacy.ledger import EPSILON_SLACK, Entry
 
-__all__ = ["Policy", "Request", "load_policy", "refuse_unless_allowed", "rounds_that_fit"]
+__all__ = [
+    "Policy",
+    "Request",
+    "ledger_beside",
+    "load_policy",
+    "refuse_unless_allowed",
+    "rounds_that_fit",
+]
 
 
 class Policy(Section):
@@ -40,6 +49,9 @@ class Policy(Section):
     adapters: list[str] | None = Field(None, min_length=1)
     chains: list[str] | None = Field(None, min_length=1)
     metrics_may_leave: bool = False
+    # Not the server's to say: by choosing both it could ask whether one record is there.
+    held_out_ratio: float = Field(0.0, ge=0, lt=1)
+    held_out_seed: int = Field(0, ge=0, lt=2**64)
 
     @field_validator("adapters")
     @classmethod
@@ -90,6 +102,11 @@ def load_policy(path: Path) -> Policy:
         return Policy.model_validate(raw if isinstance(raw, dict) else {})
     except ValidationError as error:
         raise ConfigError(explain(error, Policy, f"policy {path}")) from error
+
+
+def ledger_beside(policy: Path) -> Path:
+    """Where a policy's data set keeps what it has spent, whichever owners it trains for."""
+    return policy.with_name(f"{policy.stem}.ledger.jsonl")
 
 
 def refuse_unless_allowed(policy: Policy, request: Request, held: Sequence[Entry]) -> None:

@@ -24,7 +24,10 @@ def add_to(app: typer.Typer) -> None:
 
 @budget.command()
 def show(
-    path: Annotated[Path, typer.Argument(metavar="LEDGER_OR_RUN", help="A ledger, or a run.")],
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="POLICY_OR_RUN", help="A site's policy, a simulation, or a ledger."),
+    ],
     policy: Annotated[
         Path | None, typer.Option(help="The data owner's policy, for a ledger file.")
     ] = None,

@@ -67,7 +67,9 @@ def serve(
 
 def join(
     server: Annotated[str, typer.Argument(metavar="SERVER", help="HOST:PORT of the owner.")],
-    policy: Annotated[Path, typer.Option(help="The data owner's terms.")],
+    policy: Annotated[
+        Path, typer.Option(help="The data owner's terms; the ledger is kept beside it.")
+    ],
     data: Annotated[Path, typer.Option(help="The private records.")],
     kit: Annotated[
         Path | None, typer.Option(help="What the owner sent back; default: the one *.kit.json.")
@@ -75,12 +77,13 @@ def join(
     key: Annotated[
         Path | None, typer.Option(help="The private key; default: SITE.key by the kit or in pki/.")
     ] = None,
-    home: Annotated[Path, typer.Option(help="Ledger, stored updates, bundles; keep it.")] = Path(
+    home: Annotated[Path, typer.Option(help="Stored updates, bundles; keep it.")] = Path(
         "fedot-site"
     ),
-    text_field: Annotated[
-        str | None, typer.Option(help="Field that holds a record's text; default: the run's.")
+    owner: Annotated[
+        str | None, typer.Option(help="The owner's line as it was read to you by phone.")
     ] = None,
+    text_field: Annotated[str, typer.Option(help="Field that holds a record's text.")] = "text",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be trained, sent and spent.")
@@ -94,7 +97,17 @@ def join(
     from fedot.engines.open_site import open_site
     from fedot.report.offer import OFFER_COLUMNS, offer_rows
 
-    site = open_site(server, kit, key, policy, data, home, text_field=text_field, device=device)
+    site = open_site(
+        server,
+        kit,
+        key,
+        policy,
+        data,
+        home,
+        owner_line=owner,
+        text_field=text_field,
+        device=device,
+    )
     with Console() as console, site:
         if leave:
             console.info(site.leave())

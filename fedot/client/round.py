@@ -49,19 +49,21 @@ class Site:
     Attributes:
         info: name and data set id.
         records: what it trains on; never leaves.
-        folder: its ledger and stored updates.
+        folder: its stored updates, and its ledger where it has no other place.
         policy: the data owner's terms; None trusts every task.
+        ledger_file: see `folder`.
     """
 
     info: ClientInfo
     records: Sequences
     folder: Path
     policy: Policy | None = None
+    ledger_file: Path | None = None
 
     @property
     def ledger(self) -> Ledger:
         """What this site has spent."""
-        return Ledger(self.folder / "ledger.jsonl")
+        return Ledger(self.ledger_file or self.folder / "ledger.jsonl")
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -96,7 +96,7 @@ def split_records(
     if len(ranked) < 8 or not split.train:
         raise ConfigError(
             f"client {name} has {len(ranked)} different records; it must have at least 8, and "
-            f"data.held_out_ratio {held_out_ratio:g} must leave some to train on."
+            f"a held_out_ratio of {held_out_ratio:g} must leave some to train on."
         )
     return split
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from fedot.data.records import Record
 from fedot.errors import ConfigError
 
-__all__ = ["Sequences", "learnable_sequences", "tokenize_records", "windows"]
+__all__ = ["Sequences", "tokenize_records", "windows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,23 +68,6 @@ def tokenize_records(
     return _padded(rows, starts, pad=(eos or bos or [0])[0])
 
 
-def learnable_sequences(
-    records: Iterable[Record], tokenizer: PreTrainedTokenizerBase, max_tokens: int, name: str
-) -> Sequences:
-    """As `tokenize_records`.
-
-    Raises:
-        ConfigError: a record of `name` has nothing to learn.
-    """
-    sequences = tokenize_records(records, tokenizer, max_tokens)
-    if not bool(sequences.learned.any(dim=1).all()):
-        raise ConfigError(
-            f"{name} has a record without a token to learn; empty texts and answers must be "
-            "taken out."
-        )
-    return sequences
-
-
 def windows(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> Sequences:
     """Cut running text into full windows: for the owner's own text, where no record is protected.
 
@@ -115,7 +98,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _padded(rows: Sequence[Sequence[int]], starts: Sequence[int], pad: int) -> Sequences:
-    length = max((len(row) for row in rows), default=1)
+    length = max([1, *map(len, rows)])
     ids = torch.full((len(rows), length), pad)
     learned = torch.zeros((len(rows), length), dtype=torch.bool)
     for n, (row, start) in enumerate(zip(rows, starts, strict=True)):

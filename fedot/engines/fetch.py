@@ -27,6 +27,8 @@ def fetch_bundle(
 ) -> Path:
     """The folder of a run's bundle, downloaded if it is not there yet.
 
+    Bundles of earlier runs make room for it: each may have tens of GB.
+
     The manifest comes first: its digest must be the run's and its signature the owner's before any
     other file is asked for, and it alone says which files there are and what they hold.
 
@@ -58,6 +60,9 @@ def fetch_bundle(
 
     get(MANIFEST, card.bundle_digest, lambda done, size: None)
     files = read_manifest(draft, kit.verify)["files"]
+    for other in folder.iterdir():
+        if other != draft:
+            shutil.rmtree(other)
     num_bytes, before = sum(offered[name].size for name in files), 0
     _refuse_without_room(draft, num_bytes)
     for name, digest in sorted(files.items()):

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -256,7 +256,7 @@ def _do_round(
         with _reporting(channel, task.run_id, task.round, "download"):
             state = _state(channel, owner, task, progress)
         with _reporting(channel, task.run_id, task.round, "train"):
-            result = _train(ready, task, state, make_noise)
+            result = _train(owner, ready, task, state, make_noise)
         with _reporting(channel, task.run_id, task.round, "upload"):
             _send(channel, task, result, progress)
     except TransportError:
@@ -284,6 +284,7 @@ def _state(channel: Channel, owner: DataOwner, task: TaskCard, progress: Progres
 
 
 def _train(
+    owner: DataOwner,
     ready: _Ready,
     task: TaskCard,
     state: bytes,
@@ -292,9 +293,22 @@ def _train(
     from fedot.client.round import run_round
     from fedot.privacy.noise import NoiseSource
 
+    policy, site = owner.policy, ready.site
+    if policy.dataset_id != site.info.dataset_id:
+        raise ConfigError(
+            f"the policy names data set {policy.dataset_id} now and this run began on "
+            f"{site.info.dataset_id}; nothing was trained. Give it its name back, or start fedot "
+            "join again."
+        )
     autocast = ready.card.dtype != "float32"
     asked = task.task(ready.site.info.name, state)
-    return run_round(ready.site, ready.adapter, asked, autocast, make_noise or NoiseSource.from_os)
+    return run_round(
+        replace(site, policy=policy),
+        ready.adapter,
+        asked,
+        autocast,
+        make_noise or NoiseSource.from_os,
+    )
 
 
 def _send(channel: Channel, task: TaskCard, result: ClientResult, progress: Progress) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from fedot.client.chains import operators_of, update_chain
 from fedot.client.round import Site, round_event
 from fedot.compression.codec import encode
 from fedot.data.records import Record, read_records, split_records
-from fedot.data.tokenize import learnable_sequences
+from fedot.data.tokenize import tokenize_records
 from fedot.emulator.bundle import read_bundle
 from fedot.engines.data_owner import DataOwner
 from fedot.errors import WireError
@@ -22,9 +23,10 @@ from fedot.privacy.accounting import epsilon_of
 from fedot.privacy.ledger import Ledger
 from fedot.privacy.per_sample import inexact
 from fedot.privacy.policy import Request, refuse_unless_allowed
-from fedot.seeds import derive_seed
 
 __all__ = ["Offer", "load_adapter_of", "load_site", "weigh"]
+
+logger = logging.getLogger(__name__)
 
 _MOST_SAMPLED = 2**20
 
@@ -58,17 +60,17 @@ def weigh(owner: DataOwner, card: RunCard) -> Offer:
         ConfigError: the adapter or the chain is not allowed, or the records cannot be read.
         BudgetError: DP is demanded, or the budget is too small; says what would fit.
     """
-    num_records = len(_training_records(owner, card))
+    policy, num_records = owner.policy, len(_training_records(owner))
     event = None
     if card.privacy.protects_records and card.planned_rounds:
         event = round_event(card.training, card.privacy, num_records, card.planned_rounds)
-    ledger, delta = Ledger(owner.home / "ledger.jsonl"), owner.policy.delta
-    held = [e for e in ledger.entries() if e.dataset_id == owner.policy.dataset_id]
+    delta = policy.delta
+    held = [e for e in Ledger(owner.ledger_file).entries() if e.dataset_id == policy.dataset_id]
     done = sum(entry.key.rpartition("/")[0] == card.run_id for entry in held)
     ahead = card.planned_rounds - done
     if ahead > 0:
         asked = Request(f"{card.run_id}/0", card.adapter, operators_of(card.payload), event, ahead)
-        refuse_unless_allowed(owner.policy, asked, held)
+        refuse_unless_allowed(policy, asked, held)
     spent = [entry.event for entry in held]
     coming = [replace(event, num_steps=event.num_steps * ahead)] if event and ahead > 0 else []
     return Offer(
@@ -78,7 +80,7 @@ def weigh(owner: DataOwner, card: RunCard) -> Offer:
         run_epsilon=epsilon_of(coming, delta) if event else None,
         spent_epsilon=epsilon_of(spent, delta) if spent else 0.0,
         total_epsilon=epsilon_of(spent + coming, delta) if spent or coming else 0.0,
-        max_epsilon=owner.policy.max_epsilon,
+        max_epsilon=policy.max_epsilon,
     )
 
 
@@ -93,12 +95,17 @@ def _update_bytes(card: RunCard) -> int:
 def load_site(owner: DataOwner, card: RunCard, bundle: Path) -> Site:
     """The site with its records, as this run's tokenizer reads them.
 
-    The same records are held out as in a simulation with this seed; nobody measures on them here.
+    One with nothing to learn stays in: if the run were refused for it, a tokenizer could be made
+    that tells the server whether a record matches a pattern.
     """
-    sequences = learnable_sequences(
-        _training_records(owner, card), load_tokenizer(str(bundle)), card.max_tokens, owner.name
-    )
-    return Site(owner.info, sequences, owner.home, owner.policy)
+    records, tokenizer = _training_records(owner), load_tokenizer(str(bundle))
+    sequences = tokenize_records(records, tokenizer, card.max_tokens)
+    empty = int((~sequences.learned.any(dim=1)).sum())
+    if empty:
+        logger.warning(
+            "%d of %d records have no token to learn with this run's tokenizer", empty, len(records)
+        )
+    return Site(owner.info, sequences, owner.home, owner.policy, owner.ledger_file)
 
 
 def load_adapter_of(owner: DataOwner, card: RunCard, folder: Path) -> Adapter:
@@ -121,7 +128,6 @@ def load_adapter_of(owner: DataOwner, card: RunCard, folder: Path) -> Adapter:
     return adapter
 
 
-def _training_records(owner: DataOwner, card: RunCard) -> tuple[Record, ...]:
-    records = read_records(owner.records, owner.text_field or card.text_field)
-    seed = derive_seed(card.seed, "split", owner.name)
-    return split_records(records, card.held_out_ratio, seed, owner.name).train
+def _training_records(owner: DataOwner) -> tuple[Record, ...]:
+    records, policy = read_records(owner.records, owner.text_field), owner.policy
+    return split_records(records, policy.held_out_ratio, policy.held_out_seed, owner.name).train

@@ -89,8 +89,13 @@ class OpenSite:
         """
         self._waiting.say = say
         with _alone(self._owner.home):
-            self._papers.pin(self._owner.home, say)
             self._warn(say)
+
+            def before_asking() -> None:
+                # The server has proved by now that it has this owner's keys.
+                self._papers.pin(self._owner.home, say)
+                self._reconnect_with_new_papers()
+
             while True:
                 outcome = join(
                     self.channel,
@@ -99,7 +104,7 @@ class OpenSite:
                     progress=progress,
                     say=say,
                     consent=self._consent,
-                    before_asking=self._reconnect_with_new_papers,
+                    before_asking=before_asking,
                     make_noise=make_noise,
                 )
                 if not stay:
@@ -107,7 +112,14 @@ class OpenSite:
                 say(f"the run is {outcome}; waiting for the next")
         if outcome not in ("done", "withdrawn"):
             raise ProtocolError(f"the run ended as {outcome}; ask the model owner why.")
-        return f"the run is {outcome}; nothing of {self._owner.records.name} has left this site"
+        return f"the run is {outcome}; {self._what_left()}"
+
+    def _what_left(self) -> str:
+        """For the person at the end of a run."""
+        left = f"no record of {self._owner.records.name} was sent, only updates trained on them"
+        if not self._owner.ledger_file.exists():
+            return f"{left}, without DP"
+        return f"{left}; what they cost: fedot budget show {self._owner.policy_file}"
 
     def leave(self) -> str:
         """Withdraw from the run that is open.
@@ -185,7 +197,8 @@ def open_site(
     records: Path,
     home: Path,
     *,
-    text_field: str | None = None,
+    owner_line: str | None = None,
+    text_field: str = "text",
     device: str = "auto",
 ) -> OpenSite:
     """Read what a site has, and open a channel; nothing is sent yet.
@@ -196,20 +209,26 @@ def open_site(
         key: the private key; None takes `SITE.key` beside the kit or in `pki/`.
         policy: the data owner's terms.
         records: file with the private records.
-        home: ledger, stored updates and bundles.
-        text_field: field of a record that holds its text; None takes what the run says.
+        home: stored updates and bundles.
+        owner_line: the owner's, as somebody read it out; None trusts the first kit.
+        text_field: field of a record that holds its text.
         device: auto, cpu or cuda.
 
     Raises:
-        ConfigError: a file is missing or cannot be used.
+        ConfigError: a file is missing or cannot be used, or the kit is another owner's.
     """
     kit = kit or _only_kit()
     mine = read_kit(kit)
-    terms = load_policy(policy)
+    if owner_line is not None and owner_line.strip().lower() != mine.owner:
+        raise ConfigError(
+            f"{kit} is of the owner {mine.owner}, not of the one that --owner names. Somebody else "
+            "may have made it; nothing was sent. Ask the owner for the kit again."
+        )
+    load_policy(policy)
     if not records.is_file():
         raise ConfigError(f"there are no records at {records}; name a file with --data.")
     where = key or _key_of(mine.site, kit.parent)
-    owner = DataOwner(mine.site, home, records, terms, text_field, device)
+    owner = DataOwner(mine.site, home, records, policy, text_field, device)
     papers, waiting = Papers(kit, where, home), Waiting(server)
     papers.credentials()
     authorizer = Authorizer(load_hooks())

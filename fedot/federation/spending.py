@@ -10,7 +10,7 @@ from fedot.config import load_config
 from fedot.errors import ConfigError
 from fedot.privacy.accounting import epsilon_of, rdp_epsilon_of
 from fedot.privacy.ledger import Entry, Ledger
-from fedot.privacy.policy import Policy, load_policy, rounds_that_fit
+from fedot.privacy.policy import Policy, ledger_beside, load_policy, rounds_that_fit
 
 __all__ = ["Spent", "spent_in"]
 
@@ -48,7 +48,7 @@ def spent_in(path: Path, policy: Path | None, delta: float) -> list[Spent]:
     """Every data set's account in a ledger, or in a run's ledgers, the server's last.
 
     Args:
-        path: a ledger file, or a run's directory.
+        path: a data owner's policy, with its ledger beside it; a ledger; or a run's directory.
         policy: the data owner's policy, for a ledger file; a run's config names its own.
         delta: for a ledger file without a policy.
 
@@ -58,12 +58,15 @@ def spent_in(path: Path, policy: Path | None, delta: float) -> list[Spent]:
     """
     if (path / "config.yaml").is_file():
         found = _in_run(path)
+    elif path.suffix in (".yaml", ".yml") and path.is_file():
+        ledger, owners = ledger_beside(path), load_policy(path)
+        found = _in_ledger(ledger, owners, owners.delta, None) if ledger.is_file() else []
     elif path.is_file():
         found = _in_ledger(path, load_policy(policy) if policy else None, delta, None)
     else:
         raise ConfigError(
-            f"{path} is neither a ledger nor a run's directory; name RUN or RUN/sites/CLIENT/"
-            "ledger.jsonl."
+            f"{path} is neither a policy, nor a ledger, nor a run's directory; name the policy "
+            "that fedot join was given, or the RUN of a simulation."
         )
     if not found:
         raise ConfigError(

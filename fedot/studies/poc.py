@@ -23,6 +23,8 @@ import yaml
 from fedot.config import Config, to_yaml
 from fedot.errors import ConfigError, TransportError
 from fedot.journal import write_durably
+from fedot.privacy.policy import load_policy
+from fedot.seeds import derive_seed
 from fedot.transport.identity import init_owner, request_certificate, sign_request
 
 __all__ = ["Rehearsal", "prepare", "rehearse"]
@@ -137,15 +139,17 @@ def _first_end(server: subprocess.Popen[str], sites: Sequence[subprocess.Popen[s
 def _write_policy(config: Config, name: str, path: Path) -> None:
     """The site's own policy, or one that allows just this run."""
     given = config.data.policies.get(name)
-    if given is not None:
-        path.write_text(Path(given).read_text(encoding="utf-8"), encoding="utf-8")
-        return
     private = config.privacy.protects_records
     terms = {
         "dataset_id": name,
         "max_epsilon": config.privacy.target_epsilon if private else None,
         "delta": config.privacy.delta,
     }
+    if given is not None:
+        terms = load_policy(Path(given)).model_dump()
+    # The same records train as in a simulation, so that both can be compared.
+    terms["held_out_ratio"] = config.data.held_out_ratio
+    terms["held_out_seed"] = derive_seed(config.seed, "split", name)
     path.write_text(yaml.safe_dump(terms, sort_keys=False), encoding="utf-8")
 
 

@@ -12,6 +12,7 @@ from fedot.cli.app import main
 from fedot.config import config_from_dict, to_yaml
 from fedot.privacy.accounting import SampledGaussian, epsilon_of
 from fedot.privacy.ledger import Ledger
+from fedot.privacy.policy import ledger_beside
 
 EVENT = SampledGaussian(0.1, 1.0, 10)
 PLAN = "--records 1000 --batch-size 50 --steps 20 --rounds 6"
@@ -48,6 +49,19 @@ def test_show_counts_charged_and_reserved_and_writes_nothing(fedot, ledger: Path
     assert row.split()[4] == f"{epsilon_of([EVENT] * 3, 1e-5) + 0.005:.2f}"
     assert "no limit known" in row
     assert ledger.read_bytes() == before
+
+
+def test_show_of_a_policy_reads_the_ledger_beside_it(fedot, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("{dataset_id: notes, max_epsilon: 8, delta: 1.0e-5}")
+    code, _, error = fedot("show", policy)
+    assert code == 2
+    assert "nothing is reserved" in error
+    Ledger(ledger_beside(policy)).reserve("run/1", "notes", EVENT, 8.0, 1e-5)
+    code, shown, _ = fedot("show", policy)
+    assert code == 0
+    row = next(line for line in shown.splitlines() if line.startswith("notes"))
+    assert "policy 8" in row
 
 
 def test_show_of_a_run_has_the_servers_account_too(fedot, tmp_path: Path) -> None:
@@ -92,7 +106,7 @@ def test_show_of_what_is_no_ledger_is_one_line(fedot, tmp_path: Path) -> None:
         code, _, error = fedot("show", path)
         assert code == 2
         assert error.count("\n") == 1
-        assert "neither a ledger nor a run" in error
+        assert "neither a policy, nor a ledger" in error
     (tmp_path / "empty").touch()
     assert "nothing is reserved" in fedot("show", tmp_path / "empty")[2]
 

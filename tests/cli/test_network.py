@@ -205,7 +205,7 @@ def test_poc_with_dp_keeps_every_ledger_within_its_policy(
     for name in SITES:
         home = tmp_path / "poc" / name
         terms = yaml.safe_load((home / "policy.yaml").read_text())
-        ledger = Ledger(home / "site" / "ledger.jsonl")
+        ledger = Ledger(home / "policy.ledger.jsonl")
         assert [entry.digest is not None for entry in ledger.entries()] == [True, True]
         assert 0 < ledger.epsilon(name, terms["delta"]) <= terms["max_epsilon"] == 4
 

@@ -96,7 +96,7 @@ def witnessed(home: Path) -> Counter[str]:
 
 
 def _uncharged(home: Path) -> list[dict[str, Any]]:
-    if not any(home.glob("*/site/ledger.jsonl")):
+    if not any(home.glob("*/policy.ledger.jsonl")):
         return []
     lines = [json.loads(line) for line in (home / "trace.jsonl").read_text().splitlines()]
     return [told for told in lines if told["what"] == "reached" and not told["charged"]]
@@ -113,7 +113,7 @@ def broken_ledgers(home: Path) -> list[str]:
             for update in journal.received(round)
         }
     for site in SITES:
-        path = home / site / "site" / "ledger.jsonl"
+        path = home / site / "policy.ledger.jsonl"
         entries = Ledger(path).entries()
         charged = {(site, entry.key): entry.digest for entry in entries}
         if charged != {key: digest for key, digest in counted.items() if key[0] == site}:

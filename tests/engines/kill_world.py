@@ -196,7 +196,7 @@ class Watched:
         self.around(Channel, "upload", self._sends, self._acknowledged)
 
     def _reached(self, store: Any, binding: Any, *_: Any) -> None:
-        path = self._home / binding.site / "site" / "ledger.jsonl"
+        path = self._home / binding.site / "policy.ledger.jsonl"
         entries = {entry.key: entry.digest for entry in Ledger(path).entries()}
         charged = entries.get(f"{binding.run_id}/{binding.round}") == binding.digest
         facts = {"site": binding.site, "round": binding.round, "digest": binding.digest}

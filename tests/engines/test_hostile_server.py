@@ -52,7 +52,7 @@ def test_round_of_another_run_than_was_agreed_on_is_refused(
     assert isinstance(party.outcome[0], WireError)
     assert "not of the run that was agreed on" in str(party.outcome[0])
     assert not party.net.hub.uploads.committed(RUN, 1)
-    assert not (party.home / "ledger.jsonl").exists()
+    assert not party.home.with_name("policy.ledger.jsonl").exists()
 
 
 def fake_bundle(folder: Path, sign: Callable[[bytes], bytes] | None, names: Sequence[str]) -> Path:

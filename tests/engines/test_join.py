@@ -57,6 +57,30 @@ def test_bundle_is_one_stage_that_ends_when_it_is_there(party: Party, bundle: Pa
     assert [done for done, total in moved if done >= total] == [files]
 
 
+def test_kit_of_another_owner_than_was_read_out_is_refused(party: Party) -> None:
+    pki = party.net.folder / "pki" / "a.kit.json"
+    line = read_kit(pki).owner
+    files = (party.net.folder / "keys" / "a.key", party.home / "policy.yaml", party.records)
+    party.home.mkdir()
+    files[1].write_text("{dataset_id: a, max_epsilon: null, delta: 1.0e-5}")
+    with open_site(party.net.where, pki, *files, party.home, owner_line=f" {line.upper()}"):
+        pass
+    with pytest.raises(ConfigError, match="not of the one that --owner names"):
+        open_site(party.net.where, pki, *files, party.home, owner_line=line[::-1])
+    assert not (party.home / "owner").exists()
+
+
+def test_bundle_of_an_earlier_run_makes_room(party: Party, bundle: Path) -> None:
+    old = party.home / "bundles" / ("0" * 64)
+    old.mkdir(parents=True)
+    (old / "model.safetensors").write_bytes(b"old")
+    party.opens(bundle)
+    party.joins()
+    party.wait_for(lambda: "ready; waiting for rounds" in party.said)
+    (kept,) = (party.home / "bundles").iterdir()
+    assert (kept / MANIFEST).is_file()
+
+
 @pytest.mark.parametrize(
     ("terms", "error"),
     [
