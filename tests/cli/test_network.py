@@ -124,6 +124,7 @@ def test_federation_of_processes_from_its_keys_to_its_results(
 ) -> None:
     from fedot.config import config_from_dict
     from fedot.federation.run import simulate
+    from fedot.seeds import derive_seed
 
     pki, config = tmp_path / "pki", federation(tiny_config)
     assert fedot("pki", "init", "--dir", pki)[0] == 0
@@ -139,10 +140,14 @@ def test_federation_of_processes_from_its_keys_to_its_results(
     code, out, _ = fedot("job", "submit", tmp_path / "job.yaml", *ends)
     job = out.split()[0]
     assert (code, job[:4]) == (0, "job-")
-    policy = {"max_epsilon": None, "delta": 1e-5}
+    full = config_from_dict(config)
     for name in SITES:
         home = tmp_path / name
-        (home / "policy.yaml").write_text(yaml.safe_dump({"dataset_id": name, **policy}))
+        policy = {"dataset_id": name, "max_epsilon": None, "delta": 1e-5}
+        # As a simulation would, so that both can be compared.
+        policy["held_out_ratio"] = full.data.held_out_ratio
+        policy["held_out_seed"] = derive_seed(full.seed, "split", name)
+        (home / "policy.yaml").write_text(yaml.safe_dump(policy))
         start("join", where, "--policy", home / "policy.yaml", "--kit", home / "kit.json",
               "--data", config["data"]["clients"][name], "--home", home / "site",
               "--stay")  # fmt: skip
@@ -155,7 +160,7 @@ def test_federation_of_processes_from_its_keys_to_its_results(
     code, out, _ = fedot("job", "list", *ends)
     assert re.search(rf"{job} +job +done +2/2", out)
     assert fedot("job", "fetch", job, "--out", tmp_path / "fetched", *ends)[0] == 0
-    simulate(config_from_dict(config), tmp_path / "sim")
+    simulate(full, tmp_path / "sim")
     assert adapter_bytes(tmp_path / "fetched") == adapter_bytes(tmp_path / "sim")
     assert not list((tmp_path / "server" / "uploads").glob("*.update"))
     code, _, error = fedot("job", "fetch", job, "--out", tmp_path / "fetched", *ends)

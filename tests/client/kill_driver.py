@@ -222,6 +222,9 @@ def main() -> None:
         kills[phase] += 1
         broken["a site died by itself"] += phase == "crashed"
         broken.update(world.broken())
+        if len(sys.argv) > 4 and +broken:
+            # A planted bug has been seen.
+            break
     done = {"kills": kills, "broken": +broken, "released": world.next_round() - 1}
     print(json.dumps(done | {"trained": len(world.trained.read_text().splitlines())}))
 

@@ -46,4 +46,4 @@ def test_no_kill_under_counts_or_releases_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize("plant", ["forget", "charge-late"])
 def test_planted_bugs_are_seen(tmp_path: Path, plant: str) -> None:
     """Pitfall 8: a restart that forgets what was spent; and a charge that comes after sending."""
-    assert kill(tmp_path, 30, plant)["broken"]
+    assert kill(tmp_path, 150, plant)["broken"]
