@@ -29,6 +29,7 @@ CREATE TABLE IF NOT EXISTS round (
 CREATE TABLE IF NOT EXISTS received (
     round INTEGER NOT NULL, client TEXT NOT NULL, digest TEXT NOT NULL, metadata TEXT NOT NULL,
     PRIMARY KEY (round, client)) STRICT;
+CREATE TABLE IF NOT EXISTS kept (digest TEXT PRIMARY KEY) STRICT;
 """
 
 
@@ -129,7 +130,9 @@ class Journal:
     def keep(self, payload: bytes) -> str:
         """Store bytes for good; `payload` reads them by the digest that this returns."""
         digest = digest_of(payload)
+        # Noted, for an update that goes with its round may have the same bytes.
         self._store(payload, digest)
+        self._db.execute("INSERT INTO kept VALUES (?) ON CONFLICT DO NOTHING", (digest,))
         return digest
 
     def close_round(self, round: int, state: bytes, metrics: Mapping[str, Any]) -> None:
@@ -172,10 +175,11 @@ class Journal:
             write_durably(path, payload)
 
     def _drop_unneeded(self, closed: int) -> None:
-        """Updates of a closed round have done their work; states stay, for going back."""
+        """Updates of a closed round have done their work; states and what was kept stay."""
         rows = self._db.execute(
             "SELECT digest FROM received WHERE round = ? "
-            "EXCEPT SELECT digest FROM received WHERE round > ? EXCEPT SELECT state FROM round",
+            "EXCEPT SELECT digest FROM received WHERE round > ? EXCEPT SELECT state FROM round "
+            "EXCEPT SELECT digest FROM kept",
             (closed, closed),
         )
         for (digest,) in rows.fetchall():

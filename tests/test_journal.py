@@ -123,6 +123,16 @@ def test_bytes_stay_that_are_also_a_state_or_an_update_of_an_open_round(journal)
     assert journal.payload(digest_of(b"zeros")) == b"zeros"
 
 
+@pytest.mark.parametrize("kept_first", [True, False])
+def test_bytes_that_were_kept_for_good_stay_when_an_update_has_the_same(journal, kept_first):
+    """An update of zeros is, to the bit, what Adam remembers after it."""
+    steps = [lambda: journal.keep(b"zeros"), lambda: journal.accept(1, "a", b"zeros", {})]
+    for step in steps if kept_first else reversed(steps):
+        step()
+    journal.close_round(1, b"state 1", {})
+    assert journal.payload(digest_of(b"zeros")) == b"zeros"
+
+
 def test_everything_survives_opening_again(path):
     with Journal(path) as journal:
         journal.note("run_id", "run-1")
