@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fedot.client.bounds import LARGEST_SENT, are_within
 from fedot.client.chains import feeds_back, operators_of, state_chain, update_chain
 from fedot.client.outbox import Outbox, Stored
 from fedot.client.training import PrivateSettings, TrainingSettings, train, train_privately
@@ -37,9 +38,6 @@ from fedot.seeds import derive_seed
 __all__ = ["Site", "check_policy", "privacy_event", "round_event", "run_round"]
 
 logger = logging.getLogger(__name__)
-
-# Far above any update that trains, below what payloads may hold; also refuses what is not finite.
-_LARGEST_CHANGE = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,12 +238,12 @@ def _trained_update(
         )
         train_privately(adapter, site.records, settings, private, make_noise())
     update = _what_moved(adapter, before)
-    if _bounded(update.values()):
+    if are_within(update.values(), LARGEST_SENT):
         return update
     if event is None:
         raise ProtocolError(
             f"training of {site.info.name} diverged in round {task.round}: its update is not "
-            "finite. Lower training.learning_rate."
+            f"finite, or has a value above {LARGEST_SENT:g}. Lower training.learning_rate."
         )
     # Under DP a refusal would be a release of its own, and its repetition one that nobody charged
     # for. An empty update is computed from the noised one, so it costs nothing more.
@@ -283,10 +281,6 @@ def _what_moved(adapter: Adapter, before: Mapping[str, Tensor]) -> dict[str, Ten
     return update
 
 
-def _bounded(changes: Iterable[Tensor]) -> bool:
-    return all(bool((change.abs() <= _LARGEST_CHANGE).all()) for change in changes)
-
-
 def _store(site: Site, task: RoundTask, update: Mapping[str, Tensor]) -> Stored:
     """Encode and keep, with what was lost before and what is lost now."""
     chain = update_chain(task.payload)
@@ -295,7 +289,9 @@ def _store(site: Site, task: RoundTask, update: Mapping[str, Tensor]) -> Stored:
     if not feeds_back(task.payload):
         return site.outbox.store(task, encode(update, chain, seed=seed), None)
     carried = site.outbox.residual(task, spec_of(update), _counts(site, task))
-    if carried is not None and not _bounded(update[name] + carried[name] for name in update):
+    if carried is not None and not are_within(
+        (update[name] + carried[name] for name in update), LARGEST_SENT
+    ):
         logger.warning("what round %d was to make up for has diverged; left out", task.round)
         carried = None
     encoded, residual = encode_with_feedback(update, carried, chain, seed=seed)

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from fedot.aggregation.means import trimmed_mean
+from fedot.client.bounds import LARGEST_COUNTED, are_within
 from fedot.client.chains import update_chain
 from fedot.compression.codec import Step, TensorSpec, decode, encode, plan, spec_of
+from fedot.compression.quantize import MAX_SENT
 from fedot.config import Config
 from fedot.engines.engine import Engine
 from fedot.errors import ProtocolError, WireError
@@ -222,7 +224,17 @@ def part_of(state: State, part: AdapterPart) -> State:
 
 
 def to_journal(state: State) -> bytes:
-    """The adapter's state as the journal keeps it: exact."""
+    """The adapter's state, or what goes with it, as the journal keeps it: exact.
+
+    Raises:
+        ProtocolError: a value is not finite, or larger than a payload may hold.
+    """
+    if not are_within(state.values(), MAX_SENT):
+        raise ProtocolError(
+            f"what the server computed is not finite, or has a value above {MAX_SENT:g}, and "
+            "cannot be kept: training has diverged. Go back to an earlier round, or start another "
+            "run with a lower federation.server_learning_rate."
+        )
     return encode(state, _JOURNAL_CHAIN).payload
 
 
@@ -236,9 +248,18 @@ def _accept(
 ) -> str | None:
     """Keep a good update; otherwise the reason why it is none."""
     try:
-        decode(result.payload, expected, allowed=[update_chain(task.payload)])
+        update = decode(result.payload, expected, allowed=[update_chain(task.payload)])
+        _refuse_large(update)
     except WireError as error:
         logger.warning("refused %s in round %d: %s", result.client, task.round, error)
         return str(error)
     journal.accept(task.round, result.client, result.payload, result.metadata())
     return None
+
+
+def _refuse_large(update: State) -> None:
+    if not are_within(update.values(), LARGEST_COUNTED):
+        raise WireError(
+            f"the update has a value above {LARGEST_COUNTED:g}; it is not counted. Such a training "
+            "has diverged: the site must leave it out, and training.learning_rate be lower."
+        )

@@ -9,6 +9,7 @@ released with two noises, whose mean would have less of it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedot.client.bounds import LARGEST_COUNTED, are_within
 from fedot.compression.codec import spec_of
 from fedot.config import ClientLevelConfig, Config
 from fedot.federation.roll_back import origin
@@ -36,6 +38,8 @@ from fedot.privacy.ledger import Ledger
 from fedot.privacy.noise import NoiseSource
 
 __all__ = ["DATASET_ID", "ServerNoise", "client_event", "sampling_prob_of"]
+
+logger = logging.getLogger(__name__)
 
 DATASET_ID = "federation"
 """What the server's ledger accounts for: all clients together, one of them the unit."""
@@ -170,7 +174,19 @@ class ServerNoise:
                 noise,
             )
         told = {"l2_clip_norm": l2_clip_norm, "next_clip_norm": following, "within": within}
-        return _shaped(mean, part), told
+        return _usable(_shaped(mean, part), l2_clip_norm), told
+
+
+def _usable(change: State, l2_clip_norm: float) -> State:
+    """The noised mean, or none of it where it is so large that no journal could keep its square.
+
+    Refusing it instead would be a release of its own, and the next try one that nobody charged for.
+    An empty change is computed from the noised one, so it costs nothing more.
+    """
+    if are_within(change.values(), LARGEST_COUNTED):
+        return change
+    logger.warning("the noised mean was too large and left out; l2_clip_norm is %g", l2_clip_norm)
+    return {name: torch.zeros_like(tensor) for name, tensor in change.items()}
 
 
 def _flat(tensors: Mapping[str, Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fedot.client import round as client_round
+from fedot.client.bounds import LARGEST_SENT
 from fedot.client.chains import state_chain, update_chain
 from fedot.client.round import Site, privacy_event, run_round
 from fedot.compression.codec import decode, encode, spec_of
@@ -314,3 +315,34 @@ def test_only_the_latest_update_is_kept(site: Site, adapter: Adapter) -> None:
         run_round(site, adapter, task_for(adapter, round=number))
     kept = sorted(path.name for path in (site.folder / "updates").iterdir())
     assert kept == ["run-2.json", "run-2.update"]
+
+
+LARGE_STEPS = {
+    "learning_rate": 1e8,
+    "training": TrainingConfig(steps_per_round=1, batch_size=5, optimizer="sgd"),
+}
+
+
+@pytest.mark.parametrize("chain", ["float32+deflate", "top_k(keep_ratio=0.1)+int8"])
+def test_dp_update_above_the_bound_becomes_an_empty_one_that_is_charged(
+    site: Site, adapter: Adapter, chain: str
+) -> None:
+    """Its size must tell the server nothing: no refusal, no second try."""
+    before, payload = adapter.state(), PayloadConfig(chain=chain)
+    result = run_round(site, adapter, task_for(adapter, payload=payload, **LARGE_STEPS))
+    moved = torch.cat([(after - before[n]).flatten() for n, after in adapter.state().items()])
+    assert LARGEST_SENT < float(moved.abs().max()) < 1e9, "a finite change, not a broken one"
+    update = decode(result.payload, spec_of(before), allowed=[update_chain(payload)])
+    assert not any(bool(tensor.any()) for tensor in update.values())
+    (entry,) = site.ledger.entries()
+    assert entry.digest == result.digest
+
+
+def test_update_above_the_bound_without_dp_is_an_error_and_stores_nothing(
+    site: Site, adapter: Adapter
+) -> None:
+    steps = LARGE_STEPS | {"learning_rate": 1e9}
+    task = task_for(adapter, privacy=NO_DP, **steps)
+    with pytest.raises(ProtocolError, match=r"diverged in round 1: .* above 262144"):
+        run_round(site, adapter, task)
+    assert site.outbox.stored(task) is None

@@ -235,6 +235,24 @@ def test_wiring_clips_whole_updates_and_divides_by_the_expected_number(
     assert norm == pytest.approx(num_answered * 0.5 / 3, rel=1e-6)
 
 
+def test_noised_mean_that_no_journal_could_square_is_left_out_and_charged(
+    tiny_config: dict[str, Any], out: Path
+) -> None:
+    """A refusal would be a release that nobody charged for, and be tried again."""
+    config = config_with(tiny_config, *CLIENT, "privacy.client_level.l2_clip_norm=1e9")
+    server = ServerNoise.of_run(config, out, NoiseSource.from_os)
+    assert server is not None
+    server.reserve(a_task(config))
+    part = {"a": torch.zeros(50)}
+    with Journal(out / "journal.sqlite") as journal:
+        change, told = server.release(journal, a_task(config), part, [part])
+        held = journal.fact("noised/1")
+    assert not bool(change["a"].any())
+    assert 0 < told["epsilon"] < 8
+    (entry,) = server.ledger.entries()
+    assert entry.digest == held["digest"]
+
+
 def test_a_round_more_than_planned_is_refused(tiny_config: dict[str, Any], out: Path) -> None:
     config = config_with(tiny_config, *CLIENT)
     server = ServerNoise.of_run(config, out, NoiseSource.from_os)
