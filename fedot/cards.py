@@ -20,6 +20,12 @@ __all__ = ["Digest", "ResultCard", "RunCard", "RunId", "TaskCard"]
 # It names a folder at the site.
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# Sums of these stay exact, also where a reader has only floats.
+_Count = Annotated[int, Field(ge=0, lt=2**53)]
+# Looks like an operator of a chain; which ones there must be is the round's to say.
+_OperatorName = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")]
+# Far above any ledger's: a card with more would break what shows it.
+_MOST_EPSILON = 1e6
 # Far above any card: payloads' settings are numbers and short texts.
 _MOST_CHARACTERS = 2**16
 
@@ -62,13 +68,13 @@ class RunCard(_Card):
     run_id: RunId
     name: str = Field(max_length=200)
     bundle_digest: Digest
-    bundle_bytes: int = Field(ge=0)
+    bundle_bytes: _Count
     adapter: str = Field(max_length=20)
-    adapter_parameters: int = Field(ge=0)
+    adapter_parameters: _Count
     dtype: Literal["float32", "bfloat16"]
-    max_tokens: int = Field(ge=8)
-    rounds: int = Field(ge=1)
-    planned_rounds: int = Field(ge=0)
+    max_tokens: int = Field(ge=8, lt=2**53)
+    rounds: int = Field(ge=1, lt=2**53)
+    planned_rounds: _Count
     training: TrainingConfig
     privacy: PrivacyConfig
     payload: PayloadConfig
@@ -79,14 +85,14 @@ class TaskCard(_Card):
     """A `RoundTask` for one site, its state named by digest and size."""
 
     run_id: RunId
-    round: int = Field(ge=1)
+    round: int = Field(ge=1, lt=2**53)
     state_digest: Digest
-    state_bytes: int = Field(ge=0)
+    state_bytes: _Count
     learning_rate: float = Field(gt=0)
     training: TrainingConfig
     privacy: PrivacyConfig
     payload: PayloadConfig
-    planned_rounds: int = Field(ge=1)
+    planned_rounds: int = Field(ge=1, lt=2**53)
     seed: int = Field(ge=0, lt=2**32)
     trains: AdapterPart
     state_part: AdapterPart
@@ -132,13 +138,14 @@ class TaskCard(_Card):
 
 
 class ResultCard(_Card):
-    """What a site says of its update, beside the bytes."""
+    """What a site says of its update, beside the bytes; the server cannot check it.
 
-    epsilon: float | None = Field(ge=0)
-    bytes_after: dict[Annotated[str, Field(max_length=40)], Annotated[int, Field(ge=0)]] = Field(
-        min_length=1, max_length=16
-    )
-    received_bytes: int = Field(ge=0)
+    So it is bounded here: whatever adds these numbers up, writes or draws them can do so.
+    """
+
+    epsilon: float | None = Field(ge=0, le=_MOST_EPSILON)
+    bytes_after: dict[_OperatorName, _Count] = Field(min_length=1, max_length=16)
+    received_bytes: _Count
 
     @classmethod
     def of(cls, result: ClientResult) -> ResultCard:

@@ -250,6 +250,7 @@ def _accept(
     try:
         update = decode(result.payload, expected, allowed=[update_chain(task.payload)])
         _refuse_large(update)
+        _refuse_odd(result, task)
     except WireError as error:
         logger.warning("refused %s in round %d: %s", result.client, task.round, error)
         return str(error)
@@ -262,4 +263,21 @@ def _refuse_large(update: State) -> None:
         raise WireError(
             f"the update has a value above {LARGEST_COUNTED:g}; it is not counted. Such a training "
             "has diverged: the site must leave it out, and training.learning_rate be lower."
+        )
+
+
+def _refuse_odd(result: ClientResult, task: RoundTask) -> None:
+    """What it says beside the bytes must be about this task."""
+    names = {"float32", *(step.name for step in update_chain(task.payload)), "payload"}
+    if set(result.bytes_after) != names:
+        raise WireError(
+            "the update's bytes_after is not of the run's chain; it is not counted. Both sides may "
+            "have different versions of fedot."
+        )
+    if (result.epsilon is None) == task.privacy.protects_records:
+        has, must = ("no", "one") if result.epsilon is None else ("an", "none")
+        raise WireError(
+            f"the update comes with {has} epsilon, and in a run with privacy.unit="
+            f"{task.privacy.unit} it must have {must}; it is not counted. Both sides may have "
+            "different versions of fedot."
         )

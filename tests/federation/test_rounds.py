@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,44 @@ def test_all_sites_at_the_bound_in_every_round_leave_what_the_journal_takes() ->
         assert torch.equal(from_journal(to_journal(kept), spec_of(kept))["w"], kept["w"])
     # The plain step at the highest rate, over as many rounds.
     to_journal({"w": (3000 * 10 * change["w"]).float()})
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {},
+        {"float32": 1},
+        {"float32": 1, "int8": 1, "payload": 1},
+        {"float32": 1, "deflate": 1, "payload": 1, "zstd": 1},
+    ],
+)
+def test_numbers_of_another_chain_are_a_failure(journal: Journal, numbers: dict[str, int]) -> None:
+    failed = failures(journal, replace(result_of("a", LIKE), bytes_after=numbers))
+    assert "not of the run's chain" in failed["a"]
+    assert not journal.received(1)
+
+
+@pytest.mark.parametrize(
+    ("unit", "epsilon", "words"),
+    [
+        ("none", 0.5, "comes with an epsilon"),
+        ("client", 0.5, "comes with an epsilon"),
+        ("example", None, "comes with no epsilon"),
+        ("both", None, "comes with no epsilon"),
+    ],
+)
+def test_epsilon_is_told_by_those_who_add_noise_and_by_nobody_else(
+    journal: Journal, unit: Any, epsilon: float | None, words: str
+) -> None:
+    right = 0.5 if epsilon is None else None
+    failed = failures(
+        journal,
+        result_of("a", LIKE, epsilon),
+        result_of("b", LIKE, right),
+        privacy=PrivacyConfig(unit=unit),
+    )
+    assert list(failed) == ["a"]
+    assert words in failed["a"]
 
 
 @pytest.mark.parametrize("value", [2 * MAX_SENT, float("inf"), float("nan")])
