@@ -68,6 +68,10 @@ class Desk:
     def abort(self, job_id: str, by: str) -> pb.Job:
         """Stop a job, or take it out of the queue."""
         job = self._queue.abort(job_id, f"aborted by {by}")
+        run_id = run_id_of(self._queue.run_folder(job_id))
+        if job.state == "aborted" and run_id is not None:
+            # It was to go on with a run that it had begun, and sites may wait for that.
+            self._board.close_run(run_id, job.state)
         self._board.wake()
         return self._told(job)
 

@@ -139,13 +139,9 @@ class JobQueue:
         """The job to work on now, running from here on; None where there is none.
 
         A job that is running already is given again: a server calls this when it starts and when
-        a job has ended, so it was cut off. If its abort was asked for before that, it is aborted.
+        a job has ended, so it was cut off. Its abort may have been asked for: see `stop_reason`.
         """
         with self._changing() as db:
-            db.execute(
-                "UPDATE job SET state = 'aborted', reason = abort_reason "
-                "WHERE state = 'running' AND abort_reason IS NOT NULL"
-            )
             row = db.execute(
                 _select("state IN ('running', 'queued') ORDER BY state = 'queued', number LIMIT 1")
             ).fetchone()
@@ -202,7 +198,12 @@ class JobQueue:
         """
         with self._changing() as db:
             _must_be(_get(db, job_id), ("failed", "aborted"))
-            db.execute("UPDATE job SET state = 'queued', reason = '' WHERE job_id = ?", (job_id,))
+            # An abort belongs to the run's last stretch, whoever ended that.
+            db.execute(
+                "UPDATE job SET state = 'queued', reason = '', abort_reason = NULL "
+                "WHERE job_id = ?",
+                (job_id,),
+            )
             return _get(db, job_id)
 
     def request_roll_back(self, job_id: str, round: int) -> Job:

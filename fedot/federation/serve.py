@@ -134,6 +134,8 @@ class Server:
         outcome: Literal["done", "failed", "aborted"] = "done"
         reason = ""
         try:
+            # The server may have been killed between the question and its answer.
+            self._stop_if_asked(job, "before it went on")
             self._run(job)
         except RunStopped as stopped:
             if self._stop.is_set():
@@ -147,6 +149,11 @@ class Server:
         say(f"job {job.job_id} is {outcome}" + (f": {reason}" if reason else ""))
         self._let_go(job, outcome)
         return outcome == "done"
+
+    def _stop_if_asked(self, job: Job, when: str) -> None:
+        reason = self._reason_to_stop(job)
+        if reason is not None:
+            raise RunStopped(f"job {job.job_id} was stopped {when}: {reason}. It can be resumed.")
 
     def _let_go(self, job: Job, outcome: str) -> None:
         """Tell sites that a run is over, and keep nothing of theirs that the journal has not.
@@ -170,7 +177,7 @@ class Server:
             lambda start: self._open_engine(job, start),
             names=self._hub.members.sites(),
             resume=out.exists(),
-            progress=self._watcher.progress,
+            progress=lambda *step: self._progress(job, *step),
             on_round=self._round_closed,
             roll_back_to=lambda: self._queue.wanted_roll_back(job.job_id),
             roll_back_done=lambda round: self._queue.take_roll_back(job.job_id, round),
@@ -238,6 +245,11 @@ class Server:
             self._watcher.say(line)
         here, late = self._hub.board.present(), [each for each in presences if each.is_late]
         self._hub.telemetry.rounds(self._hub.board.open_round(), len(here), len(late))
+
+    def _progress(self, job: Job, stage: str, done: int, total: int) -> None:
+        """Building and measuring take long, and nobody else asks then whether to stop."""
+        self._watcher.progress(stage, done, total)
+        self._stop_if_asked(job, f"during: {stage}")
 
     def _reason_to_stop(self, job: Job) -> str | None:
         if self._stop.is_set():

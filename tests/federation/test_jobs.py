@@ -117,9 +117,10 @@ def test_what_the_queue_said_outlives_sigkill_and_needs_no_torch(path: Path) -> 
         assert job.state == "running"
         assert queue.wanted_roll_back(job.job_id) == 2
         assert queue.stop_reason(job.job_id) == "the owner said so"
-        assert queue.next_queued() is None, "an abort that was asked for is not resumed"
-        assert queue.get(job.job_id).state == "aborted"
-        assert queue.get(job.job_id).reason == "the owner said so"
+        again = queue.next_queued()
+        assert again is not None
+        assert again.job_id == job.job_id, "the server has to tell its sites"
+        assert queue.stop_reason(job.job_id) == "the owner said so"
 
 
 def test_queued_job_is_aborted_at_once_and_a_running_one_is_asked(queue: JobQueue) -> None:
@@ -151,6 +152,13 @@ def test_ended_job_can_be_queued_again_and_is_not_stopped_by_its_old_abort(
     assert queue.stop_reason(job.job_id) is None
     with pytest.raises(ProtocolError, match="is queued"):
         queue.queue_again(other.job_id)
+
+
+def test_abort_that_an_older_fedot_left_does_not_stop_the_resumed_run(queue: JobQueue) -> None:
+    job = submit(queue)
+    queue._db.execute("UPDATE job SET state = 'aborted', abort_reason = 'enough'")
+    queue.queue_again(job.job_id)
+    assert queue.stop_reason(job.job_id) is None
 
 
 def test_roll_back_stays_until_it_was_carried_out(queue: JobQueue) -> None:
