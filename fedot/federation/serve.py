@@ -8,6 +8,7 @@ job up again in the round that it was in.
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,10 +21,12 @@ from fedot.emulator.manifest import MANIFEST, read_manifest
 from fedot.engines.remote import RemoteEngine
 from fedot.engines.remote_desk import RESULTS
 from fedot.errors import FedotError, RunStopped
+from fedot.federation.disk_trouble import is_of_the_disk
 from fedot.federation.following import Following
 from fedot.federation.jobs import Job, JobQueue
 from fedot.federation.results import pack_results, run_id_of
 from fedot.messages import ClientInfo, Progress
+from fedot.transport.errors import Busy
 from fedot.transport.service import Hub
 from fedot.transport.upload import UploadStore
 
@@ -38,6 +41,10 @@ logger = logging.getLogger(__name__)
 
 # How often the server looks whether there is a job, a site, or a reason to stop.
 _TICK_S = 0.5
+# How long it waits before it asks a disk again that was full.
+_DISK_PAUSE_S = 30.0
+
+Outcome = Literal["done", "failed", "aborted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +124,7 @@ class Server:
         while not self._stop.is_set():
             job = self._queue.next_queued()
             if job is not None:
-                good = self._do(job) and good
+                good = self._do_or_wait(job) and good
             elif until_done:
                 return good
             else:
@@ -125,13 +132,29 @@ class Server:
                 self._stop.wait(_TICK_S)
         return good or not until_done
 
+    def _do_or_wait(self, job: Job) -> bool:
+        """One job; where the disk fails it stays `running`, and `work` takes it up again."""
+        try:
+            return self._do(job)
+        except (OSError, sqlite3.Error, Busy) as error:
+            if not is_of_the_disk(error):
+                raise
+            logger.warning("the disk fails", exc_info=error)
+            self._watcher.say(
+                f"job {job.job_id} waits, for the server's disk fails: {error}. Make room or put "
+                f"it right; the server tries again every {_DISK_PAUSE_S:g} s."
+            )
+            self._hub.board.explain("the server waits for its disk")
+            self._stop.wait(_DISK_PAUSE_S)
+            return True
+
     def _do(self, job: Job) -> bool:
         """One job, from where it is; it stays `running` where it can be taken up again."""
         say, board = self._watcher.say, self._hub.board
         again = self._queue.run_folder(job.job_id).exists()
         say(f"job {job.job_id} ({job.name}) {'goes on' if again else 'starts'}")
         board.explain(f"job {job.job_id} is being prepared")
-        outcome: Literal["done", "failed", "aborted"] = "done"
+        outcome: Outcome = "done"
         reason = ""
         try:
             # The server may have been killed between the question and its answer.
@@ -142,12 +165,16 @@ class Server:
                 say(str(stopped))
                 return True
             outcome, reason = "aborted", self._queue.stop_reason(job.job_id) or str(stopped)
-        except FedotError as error:
-            outcome, reason = "failed", str(error)
+        # One job's error, be it our bug, must end neither the server nor the queue behind it: the
+        # job would be given again at every start.
+        except Exception as error:
+            if is_of_the_disk(error):
+                raise
+            outcome, reason = "failed", _why(error)
         self._queue.finish(job.job_id, outcome, reason)
-        self._hub.audit.record("run_ended", job=job.job_id, outcome=outcome)
         say(f"job {job.job_id} is {outcome}" + (f": {reason}" if reason else ""))
         self._let_go(job, outcome)
+        self._hub.audit.record("run_ended", job=job.job_id, outcome=outcome)
         return outcome == "done"
 
     def _stop_if_asked(self, job: Job, when: str) -> None:
@@ -259,6 +286,21 @@ class Server:
     def _round_closed(self, metrics: Mapping[str, Any]) -> None:
         self._hub.audit.record("round_closed", round=metrics["round"])
         self._watcher.on_round(metrics)
+
+
+def _why(error: Exception) -> str:
+    """What a person is told of a job that failed; what only developers understand is logged."""
+    if isinstance(error, FedotError):
+        return str(error)
+    logger.error("a job failed", exc_info=error)
+    again = "Put it right, then fedot job resume."
+    if isinstance(error, OSError):
+        what = error.filename or "a file"
+        return f"the server cannot read or write {what}: {error.strerror or error}. {again}"
+    return (
+        f"internal error: {type(error).__name__}; the server's log says where. This is a bug in "
+        "fedot, please report it; fedot job resume tries again."
+    )
 
 
 def drop_uploads(uploads: UploadStore, run_id: str, job: Job) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from decimal import InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,13 @@ import pytest
 from whole_server import Net, make_pki, running, tiny_job
 
 from fedot.config import config_from_dict, to_yaml, with_overrides
+from fedot.errors import ConfigError
+from fedot.federation import serve
 from fedot.federation.jobs import Job
 from fedot.federation.results import run_id_of
 from fedot.federation.serve import Server, Watcher
 from fedot.journal import Journal
+from fedot.transport.errors import Busy
 
 RUN_ID = "run-that-has-begun"
 
@@ -121,3 +127,90 @@ def test_abort_while_the_bundle_is_built_ends_the_job_at_once(
     assert net.queue.get(job.job_id).state == "aborted"
     assert stages.count("distil the emulator") == 1, "of four steps"
     assert not (net.queue.run_folder(job.job_id) / "bundle").exists()
+
+
+class Bad(Exception):
+    """Something that nobody has thought of."""
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("'w': values must be finite"), "internal error: ValueError"),
+        (OverflowError("int too large"), "internal error: OverflowError"),
+        (InvalidOperation("quantize"), "internal error: InvalidOperation"),
+        (Bad("a record"), "internal error: Bad"),
+        (sqlite3.OperationalError("no such column"), "internal error: OperationalError"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "model"), "cannot read or write model"),
+        (ConfigError("the model is gone"), "the model is gone"),
+    ],
+)
+def test_job_that_breaks_is_failed_and_the_next_one_is_done(
+    net: Net,
+    person: Person,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    words: str,
+) -> None:
+    job, other = begun(net, "a"), submitted(net, "other")
+
+    def run(server: Server, asked: Job) -> None:
+        if asked.job_id == job.job_id:
+            raise error
+
+    monkeypatch.setattr(Server, "_run", run)
+    assert not person.server(net).work(until_done=True)
+    ended = net.queue.get(job.job_id)
+    assert ended.state == "failed"
+    assert words in ended.reason
+    assert "a record" not in ended.reason
+    assert net.hub.board.next_for("a", RUN_ID, 0).text == "failed"
+    assert net.queue.get(other.job_id).state == "done"
+    logged = [record.exc_info for record in caplog.records if record.exc_info]
+    assert bool(logged) != isinstance(error, ConfigError), "the log says where"
+
+
+def full_database() -> sqlite3.Error:
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), full_database(), Busy("try later", 1.0)],
+)
+def test_job_waits_for_a_disk_that_is_full_and_goes_on(
+    net: Net, person: Person, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    job, tries = begun(net, "a"), []
+
+    def run(server: Server, asked: Job) -> None:
+        tries.append(asked.job_id)
+        assert net.queue.get(job.job_id).state == "running"
+        if len(tries) < 3:
+            raise error
+
+    monkeypatch.setattr(Server, "_run", run)
+    monkeypatch.setattr(serve, "_DISK_PAUSE_S", 0.01)
+    assert person.server(net).work(until_done=True)
+    assert tries == [job.job_id] * 3
+    assert sum("disk fails" in line for line in person.said) == 2
+    assert net.queue.get(job.job_id).state == "done"
+
+
+def test_job_that_waits_for_the_disk_can_be_aborted(
+    net: Net, person: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = begun(net, "a")
+
+    def run(server: Server, asked: Job) -> None:
+        net.queue.abort(job.job_id, "aborted by owner")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Server, "_run", run)
+    monkeypatch.setattr(serve, "_DISK_PAUSE_S", 0.01)
+    assert not person.server(net).work(until_done=True)
+    assert net.queue.get(job.job_id).state == "aborted"
+    assert net.hub.board.next_for("a", RUN_ID, 0).text == "aborted"
