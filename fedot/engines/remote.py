@@ -72,6 +72,7 @@ class RemoteEngine:
         self._should_stop = should_stop
         self._clock = clock
         self._cancelled: set[str] = set()
+        self._dropped = 0
 
     def clients(self) -> Sequence[ClientInfo]:
         """Who can be drawn, by name."""
@@ -79,8 +80,10 @@ class RemoteEngine:
 
     def run(self, task: RoundTask, cohort: Sequence[str]) -> Iterator[ClientResult | ClientFailure]:
         """Ask a cohort; ends when everybody has answered, or at the deadline with a quorum."""
-        # The journal has what came before.
-        self._uploads.drop(task.run_id, task.round - 1)
+        # The journal has what came before; a round that went back asked nobody and dropped nothing.
+        for round in range(self._dropped + 1, task.round):
+            self._uploads.drop(task.run_id, round)
+            self._dropped = round
         if not cohort:
             return
         digest = self._post(task, cohort)

@@ -283,3 +283,12 @@ def test_state_of_a_server_that_was_killed_is_removed_by_the_next(server: Server
 def test_nobody_is_asked_where_the_journal_has_everything(server: Server) -> None:
     assert server.run(task(), cohort=()) == []
     assert [info.name for info in server.engine.clients()] == list(SITES)
+
+
+def test_updates_of_a_round_before_one_that_went_back_are_dropped(server: Server) -> None:
+    """Going back asks no site, so the engine is not called for that round."""
+    for round in (1, 2):
+        server.run(task(round), *map(server.sends, SITES))
+    server.run(task(4), *map(server.sends, SITES))
+    assert not [each for round in (1, 2, 3) for each in server.store.committed(RUN, round)]
+    assert len(server.store.committed(RUN, 4)) == 3
