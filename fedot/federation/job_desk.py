@@ -80,13 +80,24 @@ class Desk:
         return self._told(self._queue.queue_again(job_id))
 
     def roll_back(self, job_id: str, round: int) -> pb.Job:
-        """Go back to the state after an earlier round, before the next one starts."""
+        """Go back to the state after an earlier round, before the next one starts.
+
+        A job that has failed or was aborted goes back when it is resumed.
+        """
         job = self._queue.get(job_id)
-        lines = self._metrics(job)
-        if job.state != "running" or not 0 <= round < len(lines):
+        closed = len(self._metrics(job)) - 1
+        if job.state == "done" or not 0 <= round <= closed:
             raise ConfigError(
-                f"job {job_id} is {job.state} and has closed {max(0, len(lines) - 1)} rounds; only "
-                "a running job can go back, to one of its closed rounds (0 is the start)."
+                f"job {job_id} is {job.state} and has closed {max(0, closed)} rounds; a job that "
+                "is not done can go back, to one of its closed rounds (0 is the start)."
+            )
+        # Going back takes the place of a round, and the one that is open has begun.
+        begun = closed + 1 if job.state == "running" else closed
+        if begun >= config_from_yaml(job.config_yaml).federation.rounds:
+            raise ConfigError(
+                f"job {job_id} is in its last round, and none comes after it that could go back. "
+                "Let it end: adapter-best is its best round; or abort it, and go back before it "
+                "is resumed."
             )
         self._queue.request_roll_back(job_id, round)
         return self._told(job)
