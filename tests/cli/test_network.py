@@ -189,10 +189,10 @@ def goes_back_and_is_taken_up_again(
     assert fedot("job", "abort", job, *ends)[0] == 0
     code, out, _ = fedot("job", "watch", job, *ends)
     assert (code, "aborted by owner" in out) == (2, True)
-    assert fedot("job", "rollback", job, "1", *ends)[0] == 0
+    assert fedot("job", "rollback", job, "0", *ends)[0] == 0
     said = len(server.said)
     assert fedot("job", "resume", job, *ends)[0] == 0
-    server.wait_for(rf"(?s)\A.{{{said}}}.*{job} \(long\) goes on.*back to round 1")
+    server.wait_for(rf"(?s)\A.{{{said}}}.*{job} \(long\) goes on.*back to round 0")
     assert fedot("job", "abort", job, *ends)[0] == 0
     server.wait_for(rf"(?s)\A.{{{said}}}.*{job} is aborted")
 
