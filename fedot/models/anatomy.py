@@ -157,6 +157,8 @@ def load_model(path: str, dtype: str = "float32", device: str = "cpu") -> PreTra
             dtype=DTYPES[dtype],
             use_safetensors=True,
             trust_remote_code=False,
+            # Nothing in a directory may send us elsewhere.
+            local_files_only=Path(path).is_dir(),
             output_loading_info=True,
         )
     except LOAD_ERRORS as error:
