@@ -126,9 +126,6 @@ def marks(rows: list[Row]) -> list[Row]:
         if free:
             kept = over_seeds(rows, "LoRA, epsilon 8", "recovery")[0] / best
             found.append(mark("epsilon 8: part of the recovery without DP", kept, "at_least", 0.6))
-        if SAME_STEPS in arms:
-            kept = gain / over_seeds(rows, SAME_STEPS, "plug_in_gain")[0]
-            found.append(mark("epsilon 8: part of the same steps' gain", kept, "at_least", 0.6))
     return found
 
 

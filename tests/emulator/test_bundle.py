@@ -151,7 +151,7 @@ def test_file_that_is_not_listed_is_refused(folder, name):
         "adapter_config.json",
         "adapter_model.safetensors",
         "processor_config.json",
-    ],  # fmt: skip
+    ],
 )
 def test_kind_of_file_that_could_be_code_is_refused_even_when_listed(folder, name, tmp_path):
     class Evil:
