@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import logging as transformers_logging
 
 from fedot.client.round import Site
 from fedot.config import Config
@@ -27,6 +31,23 @@ from fedot.privacy.noise import NoiseSource
 __all__ = ["simulate"]
 
 
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """No bar for every checkpoint and no hint about kernels; the caller's settings come back."""
+    library = logging.getLogger("bitsandbytes")
+    level = library.level
+    hook = transformers_logging.set_tqdm_hook(
+        lambda factory, args, kwargs: factory(*args, **{**kwargs, "disable": True})
+    )
+    library.setLevel(max(level, logging.ERROR))
+    try:
+        yield
+    finally:
+        library.setLevel(level)
+        transformers_logging.set_tqdm_hook(hook)
+
+
+@_quiet_libraries()
 def simulate(
     config: Config,
     out: Path,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fedot.federation.following import Following
+from fedot.federation.following import Following, told_of_absent
 from fedot.transport.notices import Presence
 
 ABSENT = Presence("a", "absent", 0, 0, is_gone=True)
@@ -37,3 +37,16 @@ def test_failure_is_told_with_its_round_and_reason() -> None:
         [],
         ["a cannot do the run: no reason was given"],
     ]
+
+
+def test_who_refused_is_not_called_missing_and_a_next_step_is_named() -> None:
+    refused = replace(IDLE, site="b", phase="failed", reason="the policy does not allow it")
+    told = told_of_absent(["a", "b"], [ABSENT, refused], "job-1")
+    assert told.startswith("; missing: a; refused: b (the policy does not allow it). ")
+    assert "fedot job abort job-1" in told
+    assert "privacy.target_epsilon" in told
+
+
+def test_who_is_only_missing_needs_no_step() -> None:
+    assert told_of_absent(["a"], [ABSENT], "job-1") == "; missing: a"
+    assert told_of_absent([], [IDLE], "job-1") == ""

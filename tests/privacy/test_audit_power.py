@@ -6,7 +6,7 @@ import numpy as np
 
 from fedot.privacy.accounting import calibrate_noise
 from fedot.privacy.audit_bounds import SampledGaussianFamily
-from fedot.privacy.audit_power import likelihood_ratio, plan_game
+from fedot.privacy.audit_power import enough_canaries, likelihood_ratio, plan_game
 
 FAMILY = SampledGaussianFamily(0.5, 4)
 
@@ -36,3 +36,18 @@ def test_likelihood_ratio_by_hand() -> None:
     np.testing.assert_allclose(likelihood_ratio(seen, 1.0, 2.0), [1 / 8, -1 / 8])
     sampled = np.log(0.75 + 0.25 * np.exp([1 / 8, -1 / 8]))
     np.testing.assert_allclose(likelihood_ratio(seen, 0.25, 2.0), sampled)
+
+
+def test_enough_canaries_have_power_and_fewer_have_none() -> None:
+    noise = calibrate_noise(0.5, 4, 8.0, 1e-5)
+    enough = enough_canaries(FAMILY, noise, 20, np.random.default_rng(0))
+    assert enough is not None
+    assert enough > 20
+    assert plan(8.0, enough).power["no noise"] > 0.4
+    assert plan(8.0, 20).power["no noise"] < 0.05
+    assert enough_canaries(FAMILY, noise, enough, np.random.default_rng(1)) == enough
+
+
+def test_no_number_of_canaries_refutes_what_is_no_claim() -> None:
+    noise = calibrate_noise(0.5, 4, 90.0, 1e-5)
+    assert enough_canaries(FAMILY, noise, 20, np.random.default_rng(0)) is None

@@ -101,3 +101,13 @@ def test_a_missing_part_is_named(key: str) -> None:
     raw = {name: value for name, value in AUDIT.items() if name != key}
     with pytest.raises(ConfigError, match=key):
         audit_from(raw)
+
+
+def test_a_game_without_power_is_told_in_the_verdict() -> None:
+    weak = {**GAME, "canaries": 50, "power": {"noise / 2": 0.0, "no noise": 0.02}}
+    told = verdict(audit_from({**AUDIT, "gradient_canaries": weak}))
+    assert "could not have refuted" in told
+    assert "50 canaries" in told
+    assert "--canaries" in told
+    found = audit_from({**AUDIT, "gradient_canaries": weak, "findings": ["too little noise."]})
+    assert "is refuted" in verdict(found)
