@@ -292,6 +292,7 @@ def _table_of(
     from rich.text import Text
 
     (title, least), *others = columns
+    # Each column has a space at its end and one to the next.
     taken = sum(each or _LEAST_REST for _, each in others) + 2 * len(columns)
     longest = max((len(row[0]) for row in rows), default=0)
     first = max(least or 1, min(longest, width - taken))
