@@ -186,8 +186,8 @@ def _merged(events: Iterable[SampledGaussian]) -> tuple[SampledGaussian, ...]:
 @lru_cache(maxsize=4096)
 def _epsilon(merged: tuple[SampledGaussian, ...], delta: float) -> float:
     accountant = PLDAccountant(value_discretization_interval=_INTERVAL)
-    # A cut that is next to impossible has a mass that overflows one of several tail bounds; very
-    # many steps have losses so low that exp(-loss) does, where an infinite epsilon is the answer.
+    # A cut that is next to impossible has a mass that overflows one of several tail bounds. An
+    # epsilon of thousands may come out infinite, which is an upper bound too.
     with np.errstate(over="ignore"):
         for event in merged:
             accountant.compose(_dp_event(event))
