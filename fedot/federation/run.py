@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,22 +31,18 @@ __all__ = ["simulate"]
 
 
 @contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """No bar for every checkpoint and no hint about kernels; the caller's settings come back."""
-    library = logging.getLogger("bitsandbytes")
-    level = library.level
-    hook = transformers_logging.set_tqdm_hook(
+def _without_bars() -> Iterator[None]:
+    """No bar of transformers' for every checkpoint; the caller's setting comes back."""
+    before = transformers_logging.set_tqdm_hook(
         lambda factory, args, kwargs: factory(*args, **{**kwargs, "disable": True})
     )
-    library.setLevel(max(level, logging.ERROR))
     try:
         yield
     finally:
-        library.setLevel(level)
-        transformers_logging.set_tqdm_hook(hook)
+        transformers_logging.set_tqdm_hook(before)
 
 
-@_quiet_libraries()
+@_without_bars()
 def simulate(
     config: Config,
     out: Path,
