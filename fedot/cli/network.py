@@ -132,7 +132,7 @@ def poc(
     with Console() as console:
         run = rehearse(
             prepare(settings, sites, out, config.stem),
-            lambda who, what: console.info(f"{who:>12} | {what}"),
+            lambda who, what: console.info(f"{who:<12} | {what}"),
         )
         console.summary_table(read_summary(run))
         console.info(f"report: {write_report(run)}")

@@ -222,7 +222,7 @@ class Server:
             here = set(board.present())
             absent = [name for name in names if name not in here]
             line = f"{len(names) - len(absent)} of {len(names)} sites are here, {wanted} are needed"
-            line += told_of_absent(absent, board.presences(), job.job_id)
+            line += told_of_absent(absent, board.presences())
             if line != shown:
                 self._watcher.say(line)
                 shown = line
