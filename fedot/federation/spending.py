@@ -98,7 +98,7 @@ def _refuse_without_ledgers(path: Path) -> None:
     if config.privacy.protects_records and not config.data.clients:
         raise ConfigError(
             f"{path} is of a network run: ledgers stay at its sites, and there is no summary yet "
-            "with what they reported. At a site: fedot budget show fedot-site/ledger.jsonl "
+            "with what they reported. At a site: fedot budget show policy.ledger.jsonl "
             "--policy policy.yaml"
         )
 

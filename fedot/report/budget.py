@@ -70,7 +70,7 @@ def reported_text() -> str:
     return (
         "Ledgers of a network run stay at its sites. Epsilon is what each site reported with its "
         "last update, over all runs on its data set; nobody else can check it.\n"
-        "At a site: fedot budget show fedot-site/ledger.jsonl --policy policy.yaml"
+        "At a site: fedot budget show policy.ledger.jsonl --policy policy.yaml"
     )
 
 

@@ -116,7 +116,7 @@ def test_show_of_a_network_run_has_what_its_sites_reported(fedot, fetched: Path)
     rows = {line.split()[0]: line.split()[1] for line in shown.splitlines() if "reported" in line}
     assert (rows["a"], rows["b"]) == ("3.96", "2.00")
     assert "stay at its sites" in shown
-    assert "fedot budget show fedot-site/ledger.jsonl" in shown
+    assert "fedot budget show policy.ledger.jsonl" in shown
 
 
 def test_show_of_a_network_run_without_reports_says_where_ledgers_are(fedot, fetched: Path) -> None:
