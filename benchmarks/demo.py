@@ -22,10 +22,22 @@ from fedot.federation.parts import load_parts
 from fedot.models.anatomy import anatomy_of, shallower
 from fedot.studies.demo import BY_UNIT, SETTINGS, demo_config, run_demo
 
+SAME_STEPS = "LoRA, DP's steps, no noise"
 ARMS: dict[str, list[str]] = {
     "blocks, no DP": ["privacy.unit=none"],
     "LoRA, no DP": ["privacy.unit=none", "adapter.kind=lora"],
     "LoRA, epsilon 8": [],
+    # What DP's own few steps gain without its noise.
+    SAME_STEPS: [
+        "privacy.unit=none",
+        *(
+            f"{part}.{key}={value}"
+            for part, of in BY_UNIT["example"].items()
+            for key, value in of.items()
+        ),
+        *("training.final_lr_ratio=0.1", "training.join_noise=0.0"),
+        *("federation.server_learning_rate=1.0", "payload.error_feedback=null"),
+    ],
     "LoRA, epsilon 3": ["privacy.target_epsilon=3"],
     "LoRA, epsilon 1": ["privacy.target_epsilon=1"],
 }

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -27,4 +28,11 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'fedot' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    # This library hints at kernels wherever it is imported; fedot needs none of them.
+    library = logging.getLogger("bitsandbytes")
+    level = library.level
+    library.setLevel(max(level, logging.ERROR))
+    try:
+        return getattr(import_module(_HOME[name]), name)
+    finally:
+        library.setLevel(level)

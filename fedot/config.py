@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from fedot.config_errors import explain
+from fedot.config_errors import explain, where_in_yaml
 from fedot.config_federation import FederationConfig, NetworkConfig, check_names, check_numbers
 from fedot.config_privacy import ClientLevelConfig, PrivacyConfig
 from fedot.config_section import Section
@@ -304,8 +304,7 @@ def _mapping(text: str, what: str) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
-        where = str(error).split("\n")[0]
-        raise ConfigError(f"{what} is not valid YAML: {where}.") from error
+        raise ConfigError(f"{what} is not valid YAML: {where_in_yaml(error)}.") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{what} holds no sections; it must be a YAML mapping.")
     return raw

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel, ValidationError
 
-__all__ = ["explain"]
+__all__ = ["explain", "where_in_yaml"]
 
 
 def explain(error: ValidationError, section: type[BaseModel], what: str) -> str:
@@ -37,6 +37,14 @@ def explain(error: ValidationError, section: type[BaseModel], what: str) -> str:
     if key.startswith("privacy.target_epsilon"):
         text += " Use privacy.unit=none to train without DP."
     return text
+
+
+def where_in_yaml(error: Exception) -> str:
+    """What is wrong in a YAML text and where, in one line."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or not problem:
+        return str(error).split("\n")[0]
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
 def _is_branch(part: str | int) -> bool:

@@ -22,7 +22,11 @@ _HEAD = """\
 
 
 def commented_config(
-    model: str, data: Sequence[Path], owner_text: Path | None = None, name: str = "config.yaml"
+    model: str,
+    data: Sequence[Path],
+    owner_text: Path | None = None,
+    proxy: Path | None = None,
+    name: str = "config.yaml",
 ) -> str:
     """A config in which every key stands with its default and what it means.
 
@@ -30,6 +34,7 @@ def commented_config(
         model: directory or hub id of the full model.
         data: one file of records per client; the file's name becomes the client's.
         owner_text: the owner's own text; without it the emulator is not distilled.
+        proxy: the owner's own stand-in for the task.
         name: what the file will be called, for the comments.
 
     Raises:
@@ -42,7 +47,11 @@ def commented_config(
         raise ConfigError("two data files have the same name; every client needs its own.")
     raw: dict[str, Any] = {
         "model": {"path": model},
-        "data": {"clients": clients, "owner_text": str(owner_text) if owner_text else None},
+        "data": {
+            "clients": clients,
+            "owner_text": str(owner_text) if owner_text else None,
+            "proxy": str(proxy) if proxy else None,
+        },
     }
     if owner_text is None:
         raw["emulator"] = {"distill_steps": 0}

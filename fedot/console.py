@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from fedot.federation.estimate import Estimate
+    from fedot.report.audit_section import AuditSection
     from fedot.report.run_files import Quality, Round, Summary
 
 __all__ = ["Console"]
@@ -38,7 +39,8 @@ __all__ = ["Console"]
 _WIDEST = 100
 # A round has a line of its own (`round_line`), so its bar ends without one.
 _ROUND = "round "
-_NAME_LENGTH = 21
+# Columns beside the names keep so much before names are shortened.
+_LEAST_REST = 28
 _LOSSES = {"plug_in": "plug-in", "emulator": "emulator"}
 
 
@@ -122,7 +124,8 @@ class Console:
         checked = summary_from(summary)
         self.close()
         width = min(self._out.width, _WIDEST)
-        for part in (Text(headline(checked), "bold"), _quality(checked), _results(checked)):
+        results = _results(checked, width)
+        for part in (Text(headline(checked), "bold"), _quality(checked, width), results):
             self._out.print()
             self._out.print(part, width=width)
         notes = [("!", text) for text in alerts(checked)]
@@ -133,21 +136,20 @@ class Console:
 
     def estimate_table(self, cost: Estimate) -> None:
         """What a run would cost, for `--dry-run`."""
-        table = _new_table(("estimate", 21), ("value", 17), ("what it is", None))
         from fedot.report.rows import estimate_rows
 
-        for row in estimate_rows(cost):
-            _add(table, *row)
-        self._out.print(table, width=min(self._out.width, _WIDEST))
+        columns = (("estimate", 21), ("value", 17), ("what it is", None))
+        self.table(columns, estimate_rows(cost))
 
     def table(
         self, columns: Sequence[tuple[str, int | None]], rows: Iterable[Sequence[str]]
     ) -> None:
-        """A plain table; a column of width None takes the room that is left."""
-        table = _new_table(*columns)
-        for row in rows:
-            _add(table, *row)
-        self._out.print(table, width=min(self._out.width, _WIDEST))
+        """A plain table; a column of width None takes the room that is left.
+
+        The first column is as wide as its longest name, where there is room for that.
+        """
+        width = min(self._out.width, _WIDEST)
+        self._out.print(_table_of(columns, list(rows), width), width=width)
 
     def audit_table(self, audit: Mapping[str, Any]) -> None:
         """What an audit found, and what it could not."""
@@ -159,23 +161,13 @@ class Console:
         found = audit_section(audit_from(audit))
         self.close()
         width = min(self._out.width, _WIDEST)
-        table = _new_table(("audit", 21), ("measured", None))
-        for name, right, f_dp, one_run in found.games:
-            _add(table, name, f"{right} right; epsilon at least {f_dp} (f-DP), {one_run} (one-run)")
-        for name, measured, must in found.checks:
-            _add(table, name, f"{measured} (must be: {must})")
-        for name, auc, tpr, counts in found.attacks:
-            text = f"{name}: AUC {auc}, {tpr} found at 1 % false alarms ({counts})"
-            _add(table, "membership", text)
-        for name, hits, chance, tokens in found.recoveries:
-            _add(table, "tokens", f"{name}: {hits} of {tokens} found, {chance} by chance")
-        self._out.print(Text(found.verdict, "bold"), width=width)
-        self._out.print()
-        self._out.print(table, width=width)
+        self._out.print(_table_of((("audit", 21), ("measured", None)), _audited(found), width))
         told = [text for text in (found.power, *LIMITS) if text]
         notes = [("!", text) for text in found.findings] + [("-", text) for text in told]
         self._out.print()
         self._out.print(_list_of(notes), width=width)
+        self._out.print()
+        self._out.print(Text(found.verdict, "bold"), width=width)
 
     def side_by_side(self, prompt: str, answers: Mapping[str, str]) -> None:
         """One prompt, and what each model adds to it."""
@@ -288,14 +280,27 @@ def _round_parts(metrics: Round) -> Iterable[str]:
         yield f"no update from {', '.join(metrics.failed)}"
 
 
-def _new_table(*columns: tuple[str, int | None]) -> Table:
-    """A plain table; a column of width None takes the room that is left."""
+def _table_of(
+    columns: Sequence[tuple[str, int | None]], rows: Sequence[Sequence[str]], width: int
+) -> Table:
+    """A plain table that is `width` wide; a column of width None takes the room that is left.
+
+    The first column grows with its longest name for as long as the others keep theirs.
+    """
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
+    (title, least), *others = columns
+    # Each column has a space at its end and one to the next.
+    taken = sum(each or _LEAST_REST for _, each in others) + 2 * len(columns)
+    longest = max((len(row[0]) for row in rows), default=0)
+    first = max(least or 1, min(longest, width - taken))
     table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1, 0, 0), show_edge=False)
-    for title, width in columns:
-        table.add_column(title, width=width, overflow="fold", ratio=None if width else 1)
+    for name, size in ((title, first), *others):
+        table.add_column(name, width=size, overflow="fold", ratio=None if size else 1)
+    for name, *rest in rows:
+        table.add_row(Text(shortened(name, first)), *map(Text, rest))
     return table
 
 
@@ -309,16 +314,17 @@ def _list_of(notes: Iterable[tuple[str, str]]) -> Table:
     return table
 
 
-def _quality(summary: Summary) -> Table:
+def _quality(summary: Summary, width: int) -> Table:
     from fedot.report.run_files import NUMBERS
     from fedot.report.wording import LABELS, meaning_of
 
-    table = _new_table(
-        ("held-out loss", 18), ("nats ± SE", 13), ("perplexity", 10), ("what it is", None)
-    )
-    for name in NUMBERS:
-        cells = _loss_cells(summary.quality.get(name))
-        _add(table, LABELS[name], *cells, meaning_of(summary, name), bold=name == "plug_in")
+    columns = (("held-out loss", 18), ("nats ± SE", 13), ("perplexity", 10), ("what it is", None))
+    rows = [
+        (LABELS[name], *_loss_cells(summary.quality.get(name)), meaning_of(summary, name))
+        for name in NUMBERS
+    ]
+    table = _table_of(columns, rows, width)
+    table.rows[NUMBERS.index("plug_in")].style = "bold"
     return table
 
 
@@ -329,26 +335,35 @@ def _loss_cells(number: Quality | None) -> tuple[str, str]:
     return loss_text(number.loss, number.loss_se), perplexity
 
 
-def _results(summary: Summary) -> Table:
+def _results(summary: Summary, width: int) -> Table:
     from fedot.report.rows import bytes_cells, epsilon_rows
     from fedot.report.wording import key_numbers
 
-    table = _new_table(("result", 21), ("value", 17), ("what it means", None))
-    for number in key_numbers(summary):
-        value = number.value + (" nats" if number.unit else "")
-        _add(table, number.label, value, number.meaning)
-    for row in epsilon_rows(summary):
-        _add(table, *row)
-    _add(table, "bytes of updates", *bytes_cells(summary))
+    rows = [
+        (number.label, number.value + (" nats" if number.unit else ""), number.meaning)
+        for number in key_numbers(summary)
+    ]
+    rows += epsilon_rows(summary)
+    rows.append(("bytes of updates", *bytes_cells(summary)))
     parts = {stage: seconds for stage, seconds in summary.seconds.items() if seconds is not None}
     spent = ", ".join(f"{stage} {in_seconds(seconds)}" for stage, seconds in parts.items())
-    _add(table, "time", in_seconds(sum(parts.values())) if parts else "not known", spent)
-    return table
+    rows.append(("time", in_seconds(sum(parts.values())) if parts else "not known", spent))
+    return _table_of((("result", 21), ("value", 17), ("what it means", None)), rows, width)
 
 
-def _add(table: Table, *cells: str, bold: bool = False) -> None:
-    from rich.text import Text
-
-    first, *rest = cells
-    texts = [Text(shortened(first, _NAME_LENGTH)), *map(Text, rest)]
-    table.add_row(*texts, style="bold" if bold else None)
+def _audited(found: AuditSection) -> list[tuple[str, str]]:
+    """Games, checks, membership and tokens, a row each."""
+    rows = [
+        (name, f"{right} right; epsilon at least {f_dp} (f-DP), {one_run} (one-run)")
+        for name, right, f_dp, one_run in found.games
+    ]
+    rows += [(name, f"{measured} (must be: {must})") for name, measured, must in found.checks]
+    rows += [
+        ("membership", f"{name}: AUC {auc}, {tpr} found at 1 % false alarms ({counts})")
+        for name, auc, tpr, counts in found.attacks
+    ]
+    rows += [
+        ("tokens", f"{name}: {hits} of {tokens} found, {chance} by chance")
+        for name, hits, chance, tokens in found.recoveries
+    ]
+    return rows

@@ -27,7 +27,9 @@ AdapterPart = Literal["all", "A", "B"]
 """What of an adapter trains in a round: every tensor, or one half of LoRA."""
 
 Progress = Callable[[str, int, int], None]
-"""Called as `progress(stage, done, total)`; how it is shown is `fedot.console`'s business."""
+"""Called as `progress(stage, done, total)`, with 0 done where a stage begins: its time is counted
+from there. How it is shown is `fedot.console`'s business.
+"""
 
 
 def no_progress(stage: str, done: int, total: int) -> None:

@@ -186,11 +186,15 @@ def _merged(events: Iterable[SampledGaussian]) -> tuple[SampledGaussian, ...]:
 @lru_cache(maxsize=4096)
 def _epsilon(merged: tuple[SampledGaussian, ...], delta: float) -> float:
     accountant = PLDAccountant(value_discretization_interval=_INTERVAL)
-    # A cut that is next to impossible has a mass that overflows one of several tail bounds.
+    # A cut that is next to impossible has a mass that overflows one of several tail bounds. An
+    # epsilon of thousands may come out infinite, which is an upper bound too.
     with np.errstate(over="ignore"):
         for event in merged:
             accountant.compose(_dp_event(event))
-    return float(accountant.get_epsilon(delta)) if merged else 0.0
+        epsilon = float(accountant.get_epsilon(delta)) if merged else 0.0
+    if math.isnan(epsilon):
+        raise BudgetError("epsilon of so many steps cannot be computed; nothing is claimed.")
+    return epsilon
 
 
 @lru_cache(maxsize=1024)

@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 
 from fedot.privacy.audit_bounds import SampledGaussianFamily, fewest_refuting, guess
 
-__all__ = ["GamePlan", "likelihood_ratio", "plan_game"]
+__all__ = ["GamePlan", "enough_canaries", "likelihood_ratio", "plan_game"]
 
 _GUESSED_RATIOS = (0.1, 0.2, 0.5, 1.0)
 # Bugs that the power is told for: noise too small by so much. The last one is no noise.
 _TOO_SMALL_BY = (2.0, 4.0, 1e6)
 _SIMULATIONS = 60
+_MORE_CANARIES = (100, 200, 500, 1000, 2000, 5000, 10_000)
+_FEW_SIMULATIONS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,42 @@ def plan_game(
         power = dict(zip(names, list(caught.values())[1:], strict=True))
         plans.append(GamePlan(num_guesses, fewest, power, caught[1.0]))
     return max(plans, key=lambda plan: sum(plan.power.values()))
+
+
+def enough_canaries(
+    family: SampledGaussianFamily,
+    noise_multiplier: float,
+    num_canaries: int,
+    rng: np.random.Generator,
+    confidence: float = 0.95,
+) -> int | None:
+    """How many canaries would most likely refute the claim if there were no noise at all.
+
+    Args:
+        family: q and the number of steps.
+        noise_multiplier: z, as claimed.
+        num_canaries: tried first, then larger round numbers.
+        rng: of the simulated games.
+        confidence: of the judgement.
+
+    Returns:
+        The first number that is enough; None where 10,000 are not.
+    """
+    inverse = family.inverse_blow_up(noise_multiplier)
+    for num in (num_canaries, *(more for more in _MORE_CANARIES if more > num_canaries)):
+        guesses = [max(2, round(ratio * num)) for ratio in _GUESSED_RATIOS]
+        bars = {each: fewest_refuting(inverse, num, each, confidence) for each in guesses}
+        bars_met = {each: bar for each, bar in bars.items() if bar is not None}
+        if not bars_met:
+            continue
+        no_noise = noise_multiplier / _TOO_SMALL_BY[-1]
+        games = [
+            _play(family, noise_multiplier, no_noise, num, rng) for _ in range(_FEW_SIMULATIONS)
+        ]
+        for each, bar in bars_met.items():
+            if np.mean([guess(*game, each) >= bar for game in games]) > 0.5:
+                return num
+    return None
 
 
 def _play(

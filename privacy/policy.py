@@ -25,7 +25,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from fedot.config import AdapterConfig, Section
-from fedot.config_errors import explain
+from fedot.config_errors import explain, where_in_yaml
 from fedot.errors import BudgetError, ConfigError
 from fedot.privacy.accounting import SampledGaussian, epsilon_of, least_noise
 from fedot.privacy.ledger import EPSILON_SLACK, Entry
@@ -96,8 +96,7 @@ def load_policy(path: Path) -> Policy:
             "policy file that is there."
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = str(error).split("\n")[0]
-        raise ConfigError(f"policy {path} is not valid YAML: {where}.") from error
+        raise ConfigError(f"policy {path} is not valid YAML: {where_in_yaml(error)}.") from error
     try:
         return Policy.model_validate(raw if isinstance(raw, dict) else {})
     except ValidationError as error:

@@ -301,8 +301,8 @@ def test_missing_config_says_how_to_make_one(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("model: [", "is not valid YAML"),
-        ("a: b: c", "is not valid YAML"),
+        ("model: [", "is not valid YAML: line 1, column 9: "),
+        ("seed: 1\na: b: c", "is not valid YAML: line 2, column 5: "),
         ("", "holds no sections"),
         ("- model", "holds no sections"),
         ("just words", "holds no sections"),

@@ -328,3 +328,32 @@ def test_transfer_off_a_terminal_has_one_line_if_it_is_large_and_none_if_it_is_s
             printed.console.transfer(name, done, size)
     assert len(printed.lines) == 1
     assert printed.lines[0].startswith("get bundle: 1.00 GB in ")
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_name_is_shortened_only_where_there_is_no_room_for_it(width):
+    printed = Printed(width=width)
+    columns = (("site", 8), ("phase", 10), ("what", None))
+    names = ["a" * 24, "b" * 60]
+    printed.console.table(columns, [(name, "idle", "") for name in names])
+    assert names[0] in printed.text
+    assert names[1] not in printed.text
+    assert "..." in printed.text
+    assert max(map(len, printed.lines)) <= width
+    assert len(printed.lines) == 4
+
+
+def test_results_keep_the_names_of_clients_whole():
+    epsilon = {"asyncio+concurrent": 7.9}
+    text = show(SUMMARY | {"privacy": SUMMARY["privacy"] | {"epsilon": epsilon}}).text
+    assert "epsilon asyncio+concurrent" in text
+
+
+def test_jobs_fit_in_80_columns_a_line_each():
+    from fedot.report.jobs import JOB_COLUMNS
+
+    printed = Printed()
+    row = ("job-0123456789ab", "t", "running", "3/100", "owner, 2026-11-21 10:47 UTC")
+    printed.console.table(JOB_COLUMNS, [row])
+    assert len(printed.lines) == 3
+    assert all(cell in printed.lines[2] for cell in row)

@@ -48,6 +48,7 @@ FLOORS = {
     "config": 0,
     "config_errors": 0,
     "config_federation": 0,
+    "config_files": 0,
     "config_privacy": 0,
     "config_section": 0,
     "config_text": 0,

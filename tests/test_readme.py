@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -56,7 +57,14 @@ def test_python_in_readme_prints_what_it_says(
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tiny_config))
     (code,) = blocks("python")
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+        env={name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"},
     )
     assert done.returncode == 0, done.stderr
+    assert "Loading weights" not in done.stderr
+    assert "gemm_4bit" not in done.stderr
     assert re.search(r"recovery|None|epsilon", done.stdout)

@@ -54,8 +54,8 @@ def audit(
 
         size = AuditSize(canaries=canaries, references=references)
         if config is None:
-            console.audit_table(audit_run(target, size, console.progress))
+            console.audit_table(audit_run(target, size, console.progress, console.info))
             console.info(f"report: {write_report(target)}")
         else:
-            console.audit_table(audit_config(config, out, size, console.progress))
+            console.audit_table(audit_config(config, out, size, console.progress, console.info))
             console.info(f"report: {write_audit(out)}")

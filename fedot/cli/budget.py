@@ -34,12 +34,17 @@ def show(
     delta: Delta = 1e-5,
 ) -> None:
     """Say what each data set has spent and what remains."""
-    from fedot.federation.spending import spent_in
-    from fedot.report.budget import SPENT_COLUMNS, spent_rows, spent_text
+    from fedot.federation.spending import reported_in, spent_in
+    from fedot.report import budget as tables
 
+    accounts, told = spent_in(path, policy, delta), reported_in(path)
     with Console() as console:
-        console.table(SPENT_COLUMNS, spent_rows(spent_in(path, policy, delta)))
-        console.info(spent_text())
+        if accounts:
+            console.table(tables.SPENT_COLUMNS, tables.spent_rows(accounts))
+            console.info(tables.spent_text())
+        if told:
+            console.table(tables.REPORTED_COLUMNS, tables.reported_rows(told))
+            console.info(tables.reported_text())
 
 
 @budget.command()

@@ -42,10 +42,13 @@ def submit(
 ) -> None:
     """Queue a job."""
     from fedot.config import load_config, to_yaml
+    from fedot.report.jobs import cautions
 
-    text = to_yaml(load_config(config, overrides or []))
+    settings = load_config(config, overrides or [])
     with _desk(server, kit) as (desk, console):
-        told = desk.submit(name or config.stem, text)
+        for line in cautions(settings):
+            console.info(line)
+        told = desk.submit(name or config.stem, to_yaml(settings))
         console.info(f"{told.job_id} is {told.state}; next: fedot job watch {told.job_id}")
 
 
@@ -152,6 +155,7 @@ def check_log(
 @contextmanager
 def _desk(server: str, kit: Path) -> Iterator[tuple[RemoteDesk, Console]]:
     from fedot.engines.remote_desk import RemoteDesk
+    from fedot.transport.options import with_port
 
-    with Console() as console, RemoteDesk.open(server, kit) as desk:
+    with Console() as console, RemoteDesk.open(with_port(server), kit) as desk:
         yield desk, console

@@ -39,6 +39,9 @@ def serve(
     limits: Annotated[
         Path | None, typer.Option(help="YAML with limits per site (docs/transport.md).")
     ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the first job, for people; default: the file's.")
+    ] = None,
     until_done: Annotated[
         bool, typer.Option("--until-done", help="End when the queue is empty.")
     ] = False,
@@ -48,11 +51,14 @@ def serve(
     from fedot.config import load_config, to_yaml
     from fedot.federation.open_server import ServerSettings, open_server
     from fedot.federation.serve import Watcher
+    from fedot.report.jobs import cautions
     from fedot.report.page import write_report
 
-    job = None if config is None else to_yaml(load_config(config, overrides or []))
+    job = None if config is None else load_config(config, overrides or [])
     settings = ServerSettings(home, pki, listen, metrics, limits)
     with Console() as console:
+        for line in cautions(job) if job is not None else []:
+            console.info(line)
         watcher = Watcher(console.info, console.progress, console.round_line, write_report)
         with open_server(settings, watcher) as server:
             # Not in the handler itself: what it interrupted may hold the lock that it needs.
@@ -60,13 +66,15 @@ def serve(
                 signal.SIGTERM, lambda number, frame: threading.Thread(target=server.stop).start()
             )
             if config is not None and job is not None:
-                server.submit_once(config.stem, job, "owner")
+                server.submit_once(name or config.stem, to_yaml(job), "owner")
             if not server.work(until_done):
                 raise typer.Exit(2)
 
 
 def join(
-    server: Annotated[str, typer.Argument(metavar="SERVER", help="HOST:PORT of the owner.")],
+    server: Annotated[
+        str, typer.Argument(metavar="SERVER", help="HOST:PORT of the owner; port 8443.")
+    ],
     policy: Annotated[
         Path, typer.Option(help="The data owner's terms; the ledger is kept beside it.")
     ],
@@ -96,9 +104,10 @@ def join(
     """Be a site: train on private records, under their owner's policy."""
     from fedot.engines.open_site import open_site
     from fedot.report.offer import OFFER_COLUMNS, offer_rows
+    from fedot.transport.options import with_port
 
     site = open_site(
-        server,
+        with_port(server),
         kit,
         key,
         policy,
@@ -128,11 +137,14 @@ def poc(
     """Rehearse on this machine: a server and sites as real processes, over real TLS."""
     from fedot.config import load_config
     from fedot.report.page import write_report
+    from fedot.report.run_files import read_summary
     from fedot.studies.poc import prepare, rehearse
 
     settings = load_config(config, overrides or [])
     with Console() as console:
         run = rehearse(
-            prepare(settings, sites, out), lambda who, what: console.info(f"{who:>12} | {what}")
+            prepare(settings, sites, out, config.stem),
+            lambda who, what: console.info(f"{who:<12} | {what}"),
         )
+        console.summary_table(read_summary(run))
         console.info(f"report: {write_report(run)}")

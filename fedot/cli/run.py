@@ -41,12 +41,14 @@ def demo(
     resume: Resume = False,
 ) -> None:
     """Run a whole federation on this machine's own Python documentation and library."""
-    from fedot.federation.folder import next_free, refuse_existing
+    from fedot.federation.folder import next_free, refuse_existing, standing
     from fedot.report.page import write_report
 
     out = out or (Path("runs/demo") if resume else next_free(Path("runs/demo")))
     refuse_existing(out, resume)
     with Console() as console:
+        if resume:
+            console.info(standing(out))
         console.info("loading libraries")
         from fedot.studies.demo import run_demo
 
@@ -74,7 +76,7 @@ def simulate(
 ) -> None:
     """Run a federation with your model and data, all of it in this process."""
     from fedot.config import load_config
-    from fedot.federation.folder import check_out
+    from fedot.federation.folder import check_out, standing
     from fedot.report.page import write_report
 
     settings = load_config(config, overrides or [])
@@ -85,6 +87,8 @@ def simulate(
             console.estimate_table(estimate(settings))
             return
         check_out(settings, out, resume)
+        if resume:
+            console.info(standing(out))
         console.info("loading libraries")
         from fedot.federation.run import simulate as run_simulation
 
@@ -114,15 +118,23 @@ def init(
     owner_text: Annotated[
         Path | None, typer.Option(help="The owner's own text, to distil the emulator with.")
     ] = None,
+    proxy: Annotated[
+        Path | None,
+        typer.Option(help="The owner's stand-in for the task; a network run measures on it."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The config to write.")] = Path("config.yaml"),
 ) -> None:
     """Write a commented config for your model and data."""
+    from fedot.config_files import refuse_missing_files, refuse_missing_model
     from fedot.config_text import commented_config
     from fedot.errors import ConfigError
 
     if out.exists():
         raise ConfigError(f"{out} exists; name another --out.")
-    text = commented_config(model, data, owner_text, out.name)
+    refuse_missing_model(model)
+    for option, named in (("--data", data), ("--owner-text", [owner_text]), ("--proxy", [proxy])):
+        refuse_missing_files(option, named)
+    text = commented_config(model, data, owner_text, proxy, out.name)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
     with Console() as console:

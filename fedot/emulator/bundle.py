@@ -8,6 +8,7 @@ the manifest signs the bundle.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -32,6 +33,14 @@ from fedot.models.adapters import AdapterSpec, are_block_numbers
 from fedot.models.anatomy import load_model
 
 __all__ = ["Bundle", "read_bundle", "write_bundle", "write_signature"]
+
+_INDEX = "model.safetensors.index.json"
+_CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json")
+# With these transformers gets kernels from a hub, wherever it finds them, and runs them.
+_LEADS_AWAY = {
+    "attn_implementation", "_attn_implementation", "experts_implementation",
+    "_experts_implementation", "use_kernels", "kernel_config",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +179,43 @@ def _check_files(folder: Path, digests: Mapping[str, str]) -> None:
             raise WireError(f"bundle {folder}: {name} is no kind of file that a bundle may hold.")
         if sha256_of(path) != digest:
             raise WireError(f"bundle {folder}: {name} differs from its digest; get it again.")
+    _refuse_references(folder, set(digests))
+
+
+def _refuse_references(folder: Path, names: set[str]) -> None:
+    """A file may be what its digest says and still lead to one that has none, or to code."""
+    index = folder / _INDEX
+    if index.exists():
+        files = _json(index).get("weight_map")
+        if not isinstance(files, dict) or not {*map(str, files.values())} <= names:
+            raise WireError(f"bundle {folder}: {_INDEX} names files that are not of the bundle.")
+    for name in _CONFIGS:
+        path = folder / name
+        odd = sorted(_keys(_json(path)) & _LEADS_AWAY) if path.exists() else []
+        if odd:
+            raise WireError(
+                f"bundle {folder}: {name} sets {odd[0]}, which may fetch and run code; the owner "
+                "must take it out."
+            )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"{path} is not valid JSON; get the bundle again.") from error
+    if not isinstance(found, dict):
+        raise WireError(f"{path} must hold an object; get the bundle again.")
+    return found
+
+
+def _keys(value: Any) -> set[str]:
+    """All keys at all depths."""
+    if isinstance(value, dict):
+        return {*value, *(key for inner in value.values() for key in _keys(inner))}
+    if isinstance(value, list):
+        return {key for inner in value for key in _keys(inner)}
+    return set()
 
 
 def _sync(path: Path) -> None:

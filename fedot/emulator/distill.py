@@ -21,6 +21,8 @@ from fedot.models.anatomy import anatomy_of
 
 __all__ = ["distill"]
 
+_STAGE = "distil the emulator"
+
 
 def distill(
     full: PreTrainedModel,
@@ -47,7 +49,7 @@ def distill(
         learning_rate: at its highest.
         hidden_weight: of the hidden-state match beside the LM loss.
         rng: draws the windows.
-        progress: is told after every step.
+        progress: is told at the start and after every step.
     """
     middle = _middle_parameters(emulator, num_end_blocks)
     emulator.requires_grad_(False)
@@ -57,6 +59,7 @@ def distill(
     optimizer = torch.optim.AdamW(middle, lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
     # No dropout: it would blur the match, and it draws from the global generator.
     emulator.eval()
+    progress(_STAGE, 0, num_steps)
     for step in range(num_steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * _warm_cosine(step, num_steps)
@@ -66,7 +69,7 @@ def distill(
         nn.utils.clip_grad_norm_(middle, max_norm=1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        progress("distil the emulator", step + 1, num_steps)
+        progress(_STAGE, step + 1, num_steps)
     emulator.requires_grad_(False)
     # Parameters only: buffers such as rotary frequencies stay float32 in any model.
     for parameter in middle:

@@ -7,6 +7,7 @@ manifest has the digests of all other files, so whoever signs the manifest signs
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from hashlib import file_digest
 from pathlib import Path
@@ -29,8 +30,14 @@ MANIFEST = "fedot-bundle.json"
 FORMAT_VERSION = 1
 # What is signed starts with it: a signature of anything else can never pass for a bundle's.
 _SIGNED_AS = b"fedot bundle\n"
-# A peer chose these names: nothing but plain weights, JSON and tokenizer text is ever opened.
-_ALLOWED_SUFFIXES = {".safetensors", ".json", ".jinja", ".txt", ".model"}
+# A peer chose these names: what transformers would look for beside them (adapters, code) is not
+# among what is ever there.
+_ALLOWED = re.compile(
+    r"config\.json|generation_config\.json"
+    r"|model\.safetensors|model-\d{5}-of-\d{5}\.safetensors|model\.safetensors\.index\.json"
+    r"|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
+    r"|tokenizer\.model|vocab\.json|vocab\.txt|merges\.txt|chat_template\.jinja"
+)
 
 
 def read_manifest(
@@ -115,6 +122,5 @@ def _check_names(folder: Path, digests: Any) -> None:
     if not isinstance(digests, dict) or not all(isinstance(d, str) for d in digests.values()):
         raise WireError(f"{folder / MANIFEST} has no table of files; get the bundle again.")
     for name in digests:
-        plain = Path(name).name == name and name.isprintable() and name != MANIFEST
-        if not plain or Path(name).suffix not in _ALLOWED_SUFFIXES:
+        if not _ALLOWED.fullmatch(name):
             raise WireError(f"bundle {folder}: {name!r} is no kind of file that a bundle may hold.")

@@ -64,6 +64,11 @@ def fetch_bundle(
         if other != draft:
             shutil.rmtree(other)
     num_bytes, before = sum(offered[name].size for name in files), 0
+    if num_bytes > card.bundle_bytes:
+        raise WireError(
+            f"the bundle's files have {num_bytes} bytes and the run said {card.bundle_bytes}; "
+            "nothing was downloaded. Ask the model owner."
+        )
     _refuse_without_room(draft, num_bytes)
     for name, digest in sorted(files.items()):
         get(name, digest, _part_of_all(progress, before, num_bytes))

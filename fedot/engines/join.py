@@ -57,6 +57,8 @@ _REPORT_S = 5.0
 # How often the end of an earlier process's run is asked for, until there is a run.
 _LOOK_S = 5.0
 _PAUSE_S = 1.0
+# A state's chain keeps 4 bytes a value, and what does not train need not travel.
+_STATE_BYTES_PER_VALUE, _STATE_ROOM = 16, 2**20
 _LONGEST_WHY = 200
 # What a round has in common with its run.
 _AGREED = ("run_id", "planned_rounds", "training", "privacy", "payload", "seed")
@@ -239,7 +241,9 @@ def _get_ready(
     write_durably(_begun(owner), card.run_id.encode())
     with _reporting(channel, card.run_id, 0, "download"):
         bundle = fetch_bundle(channel, kit, owner.home / "bundles", card, owner.name, progress)
-    return _Ready(card, load_site(owner, card, bundle), load_adapter_of(owner, card, bundle))
+    # First: it checks every file against its digest.
+    adapter = load_adapter_of(owner, card, bundle)
+    return _Ready(card, load_site(owner, card, bundle), adapter)
 
 
 def _do_round(
@@ -254,7 +258,7 @@ def _do_round(
     """One round; what goes wrong in it is told to the server, and the site stays in the run."""
     try:
         with _reporting(channel, task.run_id, task.round, "download"):
-            state = _state(channel, owner, task, progress)
+            state = _state(channel, owner, ready, task, progress)
         with _reporting(channel, task.run_id, task.round, "train"):
             result = _train(owner, ready, task, state, make_noise)
         with _reporting(channel, task.run_id, task.round, "upload"):
@@ -271,7 +275,15 @@ def _do_round(
         say(f"round {task.round} done: {len(result.payload)} bytes sent{spent}")
 
 
-def _state(channel: Channel, owner: DataOwner, task: TaskCard, progress: Progress) -> bytes:
+def _state(
+    channel: Channel, owner: DataOwner, ready: _Ready, task: TaskCard, progress: Progress
+) -> bytes:
+    largest = _STATE_BYTES_PER_VALUE * ready.adapter.num_parameters + _STATE_ROOM
+    if task.state_bytes > largest:
+        raise WireError(
+            f"the server's state of round {task.round} has {task.state_bytes} bytes; of this "
+            f"adapter it has at most {largest}. Nothing was downloaded; ask the owner."
+        )
     binding = Binding(task.run_id, task.round, owner.name, task.state_digest)
     path = owner.home / "state"
     path.unlink(missing_ok=True)

@@ -26,6 +26,8 @@ __all__ = ["Ceiling", "full_fine_tuning"]
 
 logger = logging.getLogger(__name__)
 
+_STAGE = "full fine-tuning (the ceiling)"
+
 
 @dataclass(frozen=True, slots=True)
 class Ceiling:
@@ -69,8 +71,10 @@ def full_fine_tuning(
         micro_batch_size: most records in one forward pass.
         seed: of the order of records.
         autocast: compute in bfloat16.
-        progress: is told after every epoch.
+        progress: is told at the start and after every epoch.
     """
+    total = len(learning_rates) * max_epochs
+    progress(_STAGE, 0, total)
     model = load()
     blocks = tuple(range(anatomy_of(model).num_blocks))
     adapter = attach(model, AdapterSpec("blocks", blocks), blocks)
@@ -78,7 +82,6 @@ def full_fine_tuning(
     best_loss, best_state = measure(model, choose_on, micro_batch_size, autocast).loss, start
     best_rate, best_epoch = None, 0
     steps = math.ceil(len(train_on) / batch_size)
-    total = len(learning_rates) * max_epochs
     for trial, learning_rate in enumerate(learning_rates):
         adapter.load(start)
         trial_loss = math.inf
@@ -90,13 +93,13 @@ def full_fine_tuning(
             rng = torch.Generator().manual_seed(derive_seed(seed, "ceiling", trial, epoch))
             train(adapter, train_on, settings, rng)
             loss = measure(model, choose_on, micro_batch_size, autocast).loss
-            progress("full fine-tuning (the ceiling)", trial * max_epochs + epoch + 1, total)
+            progress(_STAGE, trial * max_epochs + epoch + 1, total)
             if loss < best_loss:
                 best_loss, best_state = loss, adapter.state()
                 best_rate, best_epoch = learning_rate, epoch + 1
             if loss >= trial_loss:
                 if trial == len(learning_rates) - 1:
-                    progress("full fine-tuning (the ceiling)", total, total)
+                    progress(_STAGE, total, total)
                 break
             trial_loss = loss
     adapter.load(best_state)

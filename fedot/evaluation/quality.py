@@ -73,6 +73,7 @@ def measure(
     device = next(model.parameters()).device
     model.eval()
     nll, tokens = [], []
+    progress(stage, 0, len(records))
     for batch in records.batches(batch_size):
         ids, learned = batch.ids.to(device), batch.learned.to(device)[:, 1:]
         with (

@@ -21,6 +21,8 @@ from fedot.models.plug_in import export, plug_in
 
 __all__ = ["generate", "write_plugged_in"]
 
+ADAPTERS = ("adapter-best", "adapter")
+
 
 def write_plugged_in(
     model: str, adapter: Path, out: Path, form: Literal["checkpoint", "peft"]
@@ -38,6 +40,7 @@ def write_plugged_in(
     """
     if out.exists():
         raise ConfigError(f"{out} exists; name another --out.")
+    _refuse_run(adapter)
     spec, state = load_adapter(adapter)
     if form == "peft" and spec.kind != "lora":
         raise ConfigError(
@@ -71,6 +74,13 @@ def generate(run: Path, prompt: str, num_tokens: int, temperature: float) -> dic
             f"{run} holds no finished run (no adapter-best); finish it with --resume."
         )
     config = load_config(run / "config.yaml")
+    if config.emulator != "none" and not (run / "bundle").is_dir():
+        raise ConfigError(
+            f"{run} has no bundle, so there is no emulator to compare with: results that were "
+            "fetched from a server have none. Write the tuned model and use it as any other "
+            f"checkpoint: fedot plug-in --model {config.model.path} --adapter {run}/adapter-best "
+            "--out tuned"
+        )
     spec, state = load_adapter(run / "adapter-best")
     tokenizer = load_tokenizer(config.model.path)
 
@@ -91,6 +101,16 @@ def generate(run: Path, prompt: str, num_tokens: int, temperature: float) -> dic
         name: _continue(make(), tokenizer, prompt, num_tokens, temperature)
         for name, make in makers.items()
     }
+
+
+def _refuse_run(adapter: Path) -> None:
+    """A run's folder instead of one of the adapters in it."""
+    inside = [f"{adapter}/{name}" for name in ADAPTERS if (adapter / name).is_dir()]
+    if inside:
+        raise ConfigError(
+            f"{adapter} is a run's folder, no adapter; name one that is in it: --adapter "
+            f"{' or --adapter '.join(inside)}"
+        )
 
 
 def _load(config: Config, path: str) -> PreTrainedModel:

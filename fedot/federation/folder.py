@@ -19,10 +19,11 @@ from fedot.errors import ConfigError
 from fedot.journal import Journal, sync_folder, write_durably
 from fedot.messages import digest_of
 
-__all__ = ["RunFolder", "check_out", "next_free", "open_run", "refuse_existing"]
+__all__ = ["RunFolder", "check_out", "next_free", "open_run", "refuse_existing", "standing"]
 
 CONFIG_FILE = "config.yaml"
 JOURNAL_FILE = "journal.sqlite"
+SUMMARY_FILE = "summary.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +63,22 @@ def check_out(config: Config, out: Path, resume: bool) -> None:
     saved = yaml.safe_load((out / CONFIG_FILE).read_text(encoding="utf-8"))
     odd = _first_difference(saved, config.model_dump(mode="json"))
     if odd:
+        key, before, wanted = odd
         raise ConfigError(
-            f"{out} was started with another {odd}; a run cannot change it half way. Use the same "
-            "config, or name another --out."
+            f"{out} was started with {key} {_plain(before)}, not {_plain(wanted)}; a run cannot "
+            "change it half way. Use the same config, or name another --out."
         )
+
+
+def standing(out: Path) -> str:
+    """Where a run that is to be resumed goes on, for people."""
+    if (out / SUMMARY_FILE).is_file():
+        return f"{out} is finished already; nothing is run again"
+    if not (out / JOURNAL_FILE).is_file():
+        return f"{out} goes on from its start"
+    with Journal(out / JOURNAL_FILE) as journal:
+        last = journal.last_closed()
+    return f"{out} goes on after round {last}" if last > 0 else f"{out} goes on before round 1"
 
 
 def next_free(out: Path) -> Path:
@@ -139,11 +152,18 @@ def _check_inputs(before: Mapping[str, str], now: Mapping[str, str]) -> None:
         )
 
 
-def _first_difference(saved: Any, wanted: Any, prefix: str = "") -> str | None:
+def _first_difference(saved: Any, wanted: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """The first key that differs, what was saved and what is wanted."""
     if isinstance(saved, dict) and isinstance(wanted, dict):
-        for key in (*wanted, *saved):
-            odd = _first_difference(saved.get(key), wanted.get(key), f"{prefix}{key}.")
+        for name in (*wanted, *saved):
+            inner = f"{key}.{name}" if key else str(name)
+            odd = _first_difference(saved.get(name), wanted.get(name), inner)
             if odd:
                 return odd
         return None
-    return None if saved == wanted else prefix.rstrip(".")
+    return None if saved == wanted else (key, saved, wanted)
+
+
+def _plain(value: Any) -> str:
+    """A value as the config has it, on one line; of a whole section only that it is one."""
+    return "a section of its own" if isinstance(value, dict) else json.dumps(value)

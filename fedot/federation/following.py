@@ -6,7 +6,13 @@ from collections.abc import Iterator, Sequence
 
 from fedot.transport.notices import Presence
 
-__all__ = ["Following"]
+__all__ = ["Following", "told_of_absent"]
+
+_AFTER_A_REFUSAL = (
+    "Why, and what would fit, stands at the site. It can join again with another policy; or stop "
+    "the job (fedot job abort) and submit one that asks for less, such as a smaller "
+    "privacy.target_epsilon."
+)
 
 
 class Following:
@@ -29,8 +35,24 @@ class Following:
             if now.is_gone != (old is None or old.is_gone):
                 yield f"{now.site} {'has gone silent' if now.is_gone else 'is in'}"
             if now.phase == "failed" and (old is None or _failure(old) != _failure(now)):
-                where = f"round {now.round}" if now.round else "the run"
-                yield f"{now.site} cannot do {where}: {now.reason or 'no reason was given'}"
+                why = now.reason or "no reason was given"
+                if now.round:
+                    yield f"{now.site} cannot do round {now.round}: {why}"
+                else:
+                    yield f"{now.site} refused the run: {why}. {_AFTER_A_REFUSAL}"
+
+
+def told_of_absent(absent: Sequence[str], presences: Sequence[Presence]) -> str:
+    """Who is missing, and who has refused the run and why.
+
+    Args:
+        absent: sites of the run that are not there.
+        presences: every site as it is now.
+    """
+    refused = {p.site: p.reason for p in presences if (p.phase, p.round) == ("failed", 0)}
+    missing = [name for name in absent if name not in refused]
+    told = f"; missing: {', '.join(missing)}" if missing else ""
+    return told + "".join(f"; refused: {n} ({refused[n]})" for n in absent if n in refused)
 
 
 def _failure(presence: Presence) -> tuple[str, int]:

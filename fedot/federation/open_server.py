@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from fedot.config_errors import explain
+from fedot.config_errors import explain, where_in_yaml
 from fedot.errors import ConfigError
 from fedot.federation.expiry import daily, ending_soon
 from fedot.federation.job_desk import Desk
@@ -148,7 +148,7 @@ def _limits(path: Path | None) -> Limits:
     except OSError as error:
         raise ConfigError(f"cannot read limits {path}: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"limits {path} are not valid YAML.") from error
+        raise ConfigError(f"limits {path} are not valid YAML: {where_in_yaml(error)}.") from error
     except ValidationError as error:
         raise ConfigError(explain(error, Limits, f"limits {path}")) from error
 

@@ -96,6 +96,9 @@ def collect(
     have = {update.client for update in journal.received(task.round)}
     missing = [name for name in cohort if name not in have]
     failed: dict[str, str] = {}
+    stage = f"round {task.round}"
+    if missing:
+        progress(stage, len(cohort) - len(missing), len(cohort))
     for result in engine.run(task, missing):
         if isinstance(result, ClientFailure):
             failed[result.client] = result.reason
@@ -104,7 +107,7 @@ def collect(
             if reason:
                 failed[result.client] = reason
         done = len(cohort) - len(missing) + missing.index(result.client) + 1
-        progress(f"round {task.round}", done, len(cohort))
+        progress(stage, done, len(cohort))
     have = {update.client for update in journal.received(task.round)}
     silent = "did not answer before the round closed"
     return {name: failed.get(name, silent) for name in cohort if name not in have}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import logging as transformers_logging
 
 from fedot.client.round import Site
 from fedot.config import Config
@@ -27,6 +30,19 @@ from fedot.privacy.noise import NoiseSource
 __all__ = ["simulate"]
 
 
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """No bar of transformers' for every checkpoint; the caller's setting comes back."""
+    before = transformers_logging.set_tqdm_hook(
+        lambda factory, args, kwargs: factory(*args, **{**kwargs, "disable": True})
+    )
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(before)
+
+
+@_without_bars()
 def simulate(
     config: Config,
     out: Path,

@@ -22,7 +22,7 @@ from fedot.engines.remote import RemoteEngine
 from fedot.engines.remote_desk import RESULTS
 from fedot.errors import FedotError, RunStopped
 from fedot.federation.disk_trouble import is_of_the_disk
-from fedot.federation.following import Following
+from fedot.federation.following import Following, told_of_absent
 from fedot.federation.jobs import Job, JobQueue
 from fedot.federation.results import pack_results, run_id_of
 from fedot.messages import ClientInfo, Progress
@@ -254,14 +254,13 @@ class Server:
             ]
             wanted = min(start.config.network.wait_for or len(names), len(names))
             here = set(board.present())
-            missing = [name for name in names if name not in here]
-            num_here = len(names) - len(missing)
-            line = f"{num_here} of {len(names)} sites are here, {wanted} are needed"
-            line += f"; missing: {', '.join(missing)}" if missing else ""
+            absent = [name for name in names if name not in here]
+            line = f"{len(names) - len(absent)} of {len(names)} sites are here, {wanted} are needed"
+            line += told_of_absent(absent, board.presences())
             if line != shown:
                 self._watcher.say(line)
                 shown = line
-            if num_here >= wanted:
+            if len(names) - len(absent) >= wanted:
                 return
             self._stop.wait(_TICK_S)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from fedot.privacy.accounting import epsilon_of, rdp_epsilon_of
 from fedot.privacy.ledger import Entry, Ledger
 from fedot.privacy.policy import Policy, ledger_beside, load_policy, rounds_that_fit
 
-__all__ = ["Spent", "spent_in"]
+__all__ = ["Spent", "reported_in", "spent_in"]
 
 _MOST_ROUNDS = 10_000
 
@@ -47,6 +48,8 @@ class Spent:
 def spent_in(path: Path, policy: Path | None, delta: float) -> list[Spent]:
     """Every data set's account in a ledger, or in a run's ledgers, the server's last.
 
+    Of a network run there is the server's at most, and what its sites reported: `reported_in`.
+
     Args:
         path: a data owner's policy, with its ledger beside it; a ledger; or a run's directory.
         policy: the data owner's policy, for a ledger file; a run's config names its own.
@@ -68,12 +71,39 @@ def spent_in(path: Path, policy: Path | None, delta: float) -> list[Spent]:
             f"{path} is neither a policy, nor a ledger, nor a run's directory; name the policy "
             "that fedot join was given, or the RUN of a simulation."
         )
-    if not found:
+    if not found and not reported_in(path):
+        _refuse_without_ledgers(path)
         raise ConfigError(
             f"nothing is reserved in {path}: no round with DP has begun there. Start one, or name "
             "another run."
         )
     return found
+
+
+def reported_in(path: Path) -> dict[str, float]:
+    """Epsilon by site, as a finished network run's sites reported it; empty for anything else."""
+    summary = path / "summary.json"
+    if not summary.is_file():
+        return {}
+    try:
+        privacy = json.loads(summary.read_text(encoding="utf-8"))["privacy"]
+        told = privacy["epsilon"] if privacy.get("reported_by_sites") else None
+        return {site: float(epsilon) for site, epsilon in (told or {}).items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{summary} is not as a run wrote it; restore it.") from error
+
+
+def _refuse_without_ledgers(path: Path) -> None:
+    """A network run has no ledger of its clients, wherever its folder is."""
+    if path.is_file():
+        return
+    config = load_config(path / "config.yaml")
+    if config.privacy.protects_records and not config.data.clients:
+        raise ConfigError(
+            f"{path} is of a network run: ledgers stay at its sites, and there is no summary yet "
+            "with what they reported. At a site: fedot budget show policy.ledger.jsonl "
+            "--policy policy.yaml"
+        )
 
 
 def _in_run(path: Path) -> list[Spent]:

@@ -26,6 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from fedot.config_files import refuse_missing_model
 from fedot.errors import ConfigError
 
 __all__ = [
@@ -157,6 +158,8 @@ def load_model(path: str, dtype: str = "float32", device: str = "cpu") -> PreTra
             dtype=DTYPES[dtype],
             use_safetensors=True,
             trust_remote_code=False,
+            # Nothing in a directory may send us elsewhere.
+            local_files_only=Path(path).is_dir(),
             output_loading_info=True,
         )
     except LOAD_ERRORS as error:
@@ -208,18 +211,15 @@ def pick_device(wanted: str) -> str:
 
 def _check_checkpoint(path: str) -> None:
     """The mistakes that people make, told apart before transformers sees the path."""
-    folder = Path(path)
-    looks_local = folder.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1
-    if looks_local and not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"no checkpoint at {path}; model.path must be a directory with config.json and "
-            "*.safetensors, or a hub id."
-        )
+    refuse_missing_model(path)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except LOAD_ERRORS as error:
         reason = str(error).strip().split("\n")[0][:200]
-        raise ConfigError(f"cannot read the model config of {path}: {reason}") from error
+        hub = (
+            "" if Path(path).exists() else f" (there is no directory {path}, so the hub was asked)"
+        )
+        raise ConfigError(f"cannot read the model config of {path}{hub}: {reason}") from error
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise ConfigError(
             f"{path} is a {config.model_type} model, which is no causal language model; "

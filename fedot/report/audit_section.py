@@ -50,6 +50,8 @@ _LINES = {
     "adapter-best": (INK, "--"),
 }
 _HEIGHT_PT = 250.0
+# Power below this is none.
+_HARDLY = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,13 @@ def verdict(audit: Audit) -> str:
     claimed = f"epsilon {epsilon_text(audit.claim.epsilon)} at delta {audit.claim.delta:g}"
     if audit.findings:
         return f"The claim of {claimed} for {audit.client} is refuted. Do not rely on it."
+    game = audit.gradient_canaries
+    if game is not None and game.power and max(game.power.values()) < _HARDLY:
+        return (
+            f"This audit could not have refuted the claim of {claimed} for {audit.client}: with "
+            f"{game.canaries} canaries even a run without noise would hardly have been caught. "
+            "Audit again with more (--canaries)."
+        )
     return (
         f"Nothing that was tried refutes the claim of {claimed} for {audit.client}. That is no "
         "proof of it."

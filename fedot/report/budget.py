@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fedot.federation.spending import Spent
 from fedot.privacy.accounting import NEIGHBOURING, NEIGHBOURING_CLIENTS
 from fedot.privacy.planning import Plan
-from fedot.report.formats import counted, epsilon_text, shortened
+from fedot.report.formats import counted, epsilon_text
 
-__all__ = ["PLAN_COLUMNS", "SPENT_COLUMNS", "plan_rows", "plan_text", "spent_rows", "spent_text"]
+__all__ = [
+    "PLAN_COLUMNS",
+    "REPORTED_COLUMNS",
+    "SPENT_COLUMNS",
+    "plan_rows",
+    "plan_text",
+    "reported_rows",
+    "reported_text",
+    "spent_rows",
+    "spent_text",
+]
 
 _NAME_LENGTH = 18
 SPENT_COLUMNS = (
@@ -20,6 +30,7 @@ SPENT_COLUMNS = (
     ("delta", 6),
     ("what remains", None),
 )
+REPORTED_COLUMNS = (("site", _NAME_LENGTH), ("epsilon", 7), ("", None))
 PLAN_COLUMNS = (("rounds", 8), ("epsilon", 10), ("RDP", 10), ("", None))
 
 
@@ -27,7 +38,7 @@ def spent_rows(accounts: Sequence[Spent]) -> list[list[str]]:
     """One row for each data set, in the columns of `SPENT_COLUMNS`."""
     return [
         [
-            shortened(spent.dataset_id, _NAME_LENGTH),
+            spent.dataset_id,
             f"{spent.charged} + {spent.reserved}" if spent.reserved else str(spent.charged),
             epsilon_text(spent.epsilon),
             _rdp(spent.epsilon_rdp),
@@ -49,6 +60,20 @@ def spent_text() -> str:
     )
 
 
+def reported_rows(told: Mapping[str, float]) -> list[list[str]]:
+    """One row for each site, in the columns of `REPORTED_COLUMNS`."""
+    return [[site, epsilon_text(epsilon), "as it reported"] for site, epsilon in told.items()]
+
+
+def reported_text() -> str:
+    """Why there is no more to show of a network run."""
+    return (
+        "Ledgers of a network run stay at its sites. Epsilon is what each site reported with its "
+        "last update, over all runs on its data set; nobody else can check it.\n"
+        "At a site: fedot budget show policy.ledger.jsonl --policy policy.yaml"
+    )
+
+
 def plan_rows(plan: Plan) -> list[list[str]]:
     """What more or fewer rounds cost, in the columns of `PLAN_COLUMNS`."""
     return [
@@ -63,13 +88,18 @@ def plan_rows(plan: Plan) -> list[list[str]]:
 
 
 def plan_text(plan: Plan) -> str:
-    """The plan in two lines."""
+    """The plan in two lines, or three where batches are the whole data."""
     event = plan.event
     cap = f", at most {event.max_batch_size} records a batch" if event.max_batch_size else ""
+    whole = (
+        "\nThe batch is as large as the data or larger, so every record is in each step."
+        if event.sampling_prob == 1
+        else ""
+    )
     return (
         f"noise multiplier {event.noise_multiplier:.4f}, sampling probability "
         f"{event.sampling_prob:.4g}, {counted(event.num_steps, 'step')} a round{cap}\n"
-        f"delta {plan.delta:g}; data sets differ by: {NEIGHBOURING}"
+        f"delta {plan.delta:g}; data sets differ by: {NEIGHBOURING}{whole}"
     )
 
 

@@ -4,15 +4,37 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
+from fedot.config import Config
 from fedot.report.formats import in_seconds, printable
 from fedot.transport import fedot_pb2 as pb
 
-__all__ = ["JOB_COLUMNS", "MEMBER_COLUMNS", "changes", "job_rows", "member_rows", "rounds_of"]
+__all__ = [
+    "JOB_COLUMNS",
+    "MEMBER_COLUMNS",
+    "cautions",
+    "changes",
+    "job_rows",
+    "member_rows",
+    "rounds_of",
+]
 
-JOB_COLUMNS = (("job", 18), ("name", 20), ("state", 8), ("rounds", 8), ("what", None))
+JOB_COLUMNS = (("job", 16), ("name", 14), ("state", 7), ("rounds", 7), ("by whom, or why", None))
 MEMBER_COLUMNS = (("site", 24), ("phase", 10), ("since", 10), ("what", None))
+
+
+def cautions(config: Config) -> list[str]:
+    """What an owner should know of a job before it starts; empty where there is nothing."""
+    if config.data.proxy is not None:
+        return []
+    spent = "spend their budgets" if config.privacy.protects_records else "train"
+    return [
+        f"! data.proxy is not set: sites will {spent} and nothing will be measured, so nobody will "
+        "know what it brought. Name records of your own that stand in for the task (data.proxy, or "
+        "fedot init --proxy)."
+    ]
 
 
 def job_rows(jobs: Iterable[pb.Job]) -> list[tuple[str, ...]]:
@@ -23,10 +45,18 @@ def job_rows(jobs: Iterable[pb.Job]) -> list[tuple[str, ...]]:
             printable(job.name),
             job.state,
             f"{job.round}/{job.rounds}",
-            printable(job.reason) or f"by {printable(job.submitted_by)}, {job.submitted_at}",
+            printable(job.reason) or f"{printable(job.submitted_by)}, {_minute(job.submitted_at)}",
         )
         for job in jobs
     ]
+
+
+def _minute(moment: str) -> str:
+    """A moment from its ISO form: "2026-11-21 10:47 UTC"."""
+    try:
+        return f"{datetime.fromisoformat(moment).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        return printable(moment)
 
 
 def member_rows(job: pb.Job) -> list[tuple[str, ...]]:

@@ -148,7 +148,8 @@ def _loss(files: RunFiles) -> Picture:
         "Loss by round",
         svg,
         _loss_caption(files, series, with_levels=bool(zero_shot or full_tuned)),
-        f"No loss was measured during the rounds. {wording.absent(files.summary, 'loss')}",
+        "No loss was measured during the rounds. "
+        + wording.absent(files.summary, "loss", "plug_in"),
     )
 
 
@@ -182,7 +183,7 @@ def _numbers(summary: Summary) -> Picture:
         svg,
         "Dots are losses, bars two standard errors. Orange is what data owners hold, blue what the "
         "model owner gets back.",
-        f"None of the five numbers is known. {wording.absent(summary, 'quality')}",
+        f"None of the five numbers is known. {wording.absent(summary, 'quality', 'plug_in')}",
     )
 
 

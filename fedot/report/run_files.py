@@ -27,6 +27,7 @@ __all__ = [
     "RunFiles",
     "Summary",
     "read_run",
+    "read_summary",
     "round_from",
     "summary_from",
 ]
@@ -201,8 +202,17 @@ def read_run(run_dir: Path) -> RunFiles:
             f"{run_dir} is no directory; it must be what a run left in its --out. Name that one."
         )
     where = str(run_dir / "summary.json")
-    summary = summary_from(_json(_text(run_dir, "summary.json"), where), where)
+    summary = summary_from(read_summary(run_dir), where)
     return RunFiles(summary, _rounds(run_dir), _config(run_dir))
+
+
+def read_summary(run_dir: Path) -> Any:
+    """What `summary.json` of a finished run holds, for `summary_from`.
+
+    Raises:
+        ConfigError: it is missing, or no JSON.
+    """
+    return _json(_text(run_dir, "summary.json"), str(run_dir / "summary.json"))
 
 
 def summary_from(raw: Any, where: str = "summary.json") -> Summary:

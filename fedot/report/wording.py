@@ -110,10 +110,19 @@ def meaning_of(summary: Summary, name: str) -> str:
     return meaning
 
 
-def absent(summary: Summary, name: str) -> str:
-    """Why a number is not known, in the run's own words where it gave any."""
-    reason = summary.notes.get(name)
-    return reason[:1].upper() + reason[1:] if reason else "The run recorded no reason."
+def absent(summary: Summary, *names: str) -> str:
+    """Why a number is not known, in the run's own words where it gave any.
+
+    Args:
+        summary: of the run.
+        names: of notes; the first that is there counts.
+    """
+    reason = next((summary.notes[name] for name in names if summary.notes.get(name)), None)
+    if reason is None:
+        return "The run recorded no reason."
+    first = reason.split()[0].rstrip(".")
+    # A key of the config is written as the config has it.
+    return reason if {".", "_", ":"} & set(first) else reason[:1].upper() + reason[1:]
 
 
 def other_notes(summary: Summary) -> list[str]:

@@ -18,11 +18,11 @@ from fedot.privacy.audit_bounds import (
     guess,
     one_run_lower_bound,
 )
-from fedot.privacy.audit_power import plan_game
+from fedot.privacy.audit_power import enough_canaries, plan_game
 from fedot.privacy.noise import NoiseSource
 from fedot.studies.canaries import Train, play_gradient_game
 
-__all__ = ["CONFIDENCE", "bounds", "findings", "game_figures"]
+__all__ = ["CONFIDENCE", "bounds", "findings", "game_figures", "too_few"]
 
 CONFIDENCE = 0.95
 # A false alarm of the sampling check, once in so many audits of right code.
@@ -102,6 +102,22 @@ def bounds(
         figures["lower_bound"] = f_dp_lower_bound(family, *counts, correct, delta, CONFIDENCE)
         figures["ceiling"] = f_dp_lower_bound(family, *counts, num_guesses, delta, CONFIDENCE)
     return figures
+
+
+def too_few(claim: SampledGaussian, num_canaries: int, seed: int) -> str:
+    """Why so many gradient canaries can show nothing, and how many could; empty if they can."""
+    family = SampledGaussianFamily(claim.sampling_prob, claim.num_steps)
+    enough = enough_canaries(
+        family, claim.noise_multiplier, num_canaries, np.random.default_rng(seed), CONFIDENCE
+    )
+    if enough == num_canaries:
+        return ""
+    needed = "10,000 are not enough" if enough is None else f"about {enough:,} are needed"
+    advice = "" if enough is None else f": --canaries {enough}"
+    return (
+        f"! {num_canaries} canaries are too few for this claim: even a run without any noise would "
+        f"most likely not be refuted; {needed}{advice}"
+    )
 
 
 def findings(found: Mapping[str, Any]) -> list[str]:

@@ -83,7 +83,7 @@ def federate(
         config: rounds, training, privacy and payload; its data are not read.
         adapter: on what clients train; ends with the state that it started from.
         train: client name -> its records.
-        progress: is told after every client.
+        progress: is told at the start and after every client.
         stage: what progress calls it.
 
     Raises:
@@ -101,6 +101,7 @@ def federate(
     ):
         sites = [Site(ClientInfo(n, n), rows, Path(folder) / n) for n, rows in train.items()]
         engine = LocalEngine(adapter, sites, config.model.dtype != "float32")
+        progress(stage, 0, len(cohorts) * size)
         for round, cohort in enumerate(cohorts, start=1):
             task = round_task(config, "audit", round, state, names, len(cohorts[round - 1]))
             moves, updates = spec_of(part_of(state, task.trains)), []

@@ -28,6 +28,7 @@ __all__ = ["Recipe", "cache_folder", "pretrained"]
 logger = logging.getLogger(__name__)
 
 END = "<|end|>"
+_STAGE = "pretrain the base model (once)"
 # Enough text for a good vocabulary; more only takes longer.
 _TOKENIZER_CHARACTERS_PER_TEXT = 20_000
 
@@ -113,6 +114,7 @@ def _train_model(
     stream = _stream(tokenizer, texts)
     rng = torch.Generator().manual_seed(0)
     model.train()
+    progress(_STAGE, 0, recipe.num_steps)
     for step in range(recipe.num_steps):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -124,7 +126,7 @@ def _train_model(
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        progress("pretrain the base model (once)", step + 1, recipe.num_steps)
+        progress(_STAGE, step + 1, recipe.num_steps)
     model.eval()
     return model
 

@@ -56,13 +56,16 @@ class Rehearsal:
         return max(runs, key=lambda run: run.stat().st_mtime)
 
 
-def prepare(config: Config, num_sites: int | None, folder: Path) -> Rehearsal:
+def prepare(
+    config: Config, num_sites: int | None, folder: Path, job_name: str = "rehearsal"
+) -> Rehearsal:
     """Make keys, policies and the server's config; one that is there is taken up again.
 
     Args:
         config: as for a simulation: `data.clients` says which site has which file.
         num_sites: the first so many clients; None takes all.
         folder: everything is written here.
+        job_name: what the job and its report are called.
 
     Raises:
         ConfigError: there are fewer clients than that, or the folder holds another rehearsal.
@@ -75,7 +78,8 @@ def prepare(config: Config, num_sites: int | None, folder: Path) -> Rehearsal:
         )
     names = names[:num_sites]
     pki, servers = folder / "pki", folder / "config.yaml"
-    text = _server_config(config, names)
+    # The name too: the same config under another one would be another job, and spend budgets again.
+    text = f"# Rehearsal of {job_name!r}\n{_server_config(config, names)}"
     if not servers.exists():
         folder.mkdir(parents=True, exist_ok=True)
         if not pki.exists():
@@ -95,6 +99,7 @@ def prepare(config: Config, num_sites: int | None, folder: Path) -> Rehearsal:
     where = f"localhost:{_free_port()}"
     server = ["serve", str(folder / "config.yaml"), "--home", str(folder / "server")]
     server += ["--pki", str(pki), "--listen", where, "--until-done", "--metrics", "127.0.0.1:0"]
+    server += ["--name", job_name]
     return Rehearsal(folder, server, {name: _join(config, name, folder, where) for name in names})
 
 

@@ -8,7 +8,7 @@ found by an audit of this power.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from fedot.privacy.accounting import SampledGaussian, epsilon_of
 from fedot.privacy.audit_bounds import guess, repeated_lower_bound
 from fedot.privacy.noise import NoiseSource
 from fedot.seeds import derive_seed
-from fedot.studies.audit_judgement import CONFIDENCE, bounds, findings, game_figures
+from fedot.studies.audit_judgement import CONFIDENCE, bounds, findings, game_figures, too_few
 from fedot.studies.audit_worlds import World, audited_adapter, federate, joined, without_dp
 from fedot.studies.canaries import observed_steps, play_repeated_games
 from fedot.studies.inversion import recover_tokens
@@ -45,6 +45,9 @@ AUDIT_FILE = "audit.json"
 _REAL_RECORDS = 64
 _TEXT_CANARY_TOKENS = 32
 _GUESSED_TEXTS_RATIO = 0.2
+
+Say = Callable[[str], None]
+"""Told what a person should know before the work starts, a line each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,10 @@ class AuditSize:
 
 
 def audit_run(
-    run: Path, size: AuditSize | None = None, progress: Progress = no_progress
+    run: Path,
+    size: AuditSize | None = None,
+    progress: Progress = no_progress,
+    say: Say = lambda line: None,
 ) -> dict[str, Any]:
     """Audit a finished run: its settings, and the adapters that it released.
 
@@ -80,15 +86,19 @@ def audit_run(
     config = load_config(run / "config.yaml")
     chain = json.loads((run / "summary.json").read_text(encoding="utf-8"))["wire"]["chain"]
     config = _with_payload(config, config.payload.model_copy(update={"chain": chain}))
-    return _audit(config, run, size or AuditSize(), progress, run)
+    return _audit(config, run, size or AuditSize(), progress, say, run)
 
 
 def audit_config(
-    config: Config, out: Path, size: AuditSize | None = None, progress: Progress = no_progress
+    config: Config,
+    out: Path,
+    size: AuditSize | None = None,
+    progress: Progress = no_progress,
+    say: Say = lambda line: None,
 ) -> dict[str, Any]:
     """Audit what a config would release, by federations of its own; writes `out/audit.json`."""
     config = _with_payload(config, settled(config.payload)[0])
-    return _audit(config, out, size or AuditSize(), progress, None)
+    return _audit(config, out, size or AuditSize(), progress, say, None)
 
 
 def _with_payload(config: Config, payload: PayloadConfig) -> Config:
@@ -96,7 +106,7 @@ def _with_payload(config: Config, payload: PayloadConfig) -> Config:
 
 
 def _audit(
-    config: Config, out: Path, size: AuditSize, progress: Progress, run: Path | None
+    config: Config, out: Path, size: AuditSize, progress: Progress, say: Say, run: Path | None
 ) -> dict[str, Any]:
     if config.privacy.unit == "client":
         raise ConfigError(
@@ -105,12 +115,14 @@ def _audit(
             "none."
         )
     parts = load_parts(config)
-    bundle = run / "bundle" if run is not None else None
-    adapter = audited_adapter(config, parts, bundle, progress)
-    audit = _Audit(config, parts, adapter, size, progress)
     planned = _planned(config, parts)
     client = max(planned, key=lambda name: (len(parts.train[name]), name))
     claim = _claim(config, len(parts.train[client]), planned[client])
+    if claim is not None:
+        say(too_few(claim, size.canaries, derive_seed(config.seed, "audit", "too few")))
+    bundle = run / "bundle" if run is not None else None
+    adapter = audited_adapter(config, parts, bundle, progress)
+    audit = _Audit(config, parts, adapter, size, progress)
     planted, worlds = audit.worlds(client)
     mechanism: dict[str, Any] = {"gradient_canaries": None, "mechanism": None}
     if claim is not None:

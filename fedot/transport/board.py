@@ -92,6 +92,8 @@ class Board:
             self._run_id, self._run_cards = run_id, dict(cards)
             self._bundle_digest = bundle_digest
             self._left, self._posted = set(left), None
+            # Who refused an earlier run, or this one before it was queued again, may take it.
+            self._presence = {s: p for s, p in self._presence.items() if not _refused_the_run(p)}
             # A job that had failed and was queued again is the same run.
             self._outcomes.pop(run_id, None)
             self._events.clear()

@@ -279,9 +279,21 @@ def hosts_of(chain: bytes) -> list[str]:
 
 
 def same_fingerprint(told: str, found: str) -> bool:
-    """Is it the same, however a person grouped and typed it?"""
+    """Is it the same, however a person grouped and typed it?
+
+    Raises:
+        ConfigError: what was typed is no whole fingerprint, so nothing can be said.
+    """
     bare = re.sub(r"[\s:.-]", "", told).lower()
-    return bare == found.replace("-", "")
+    whole = found.replace("-", "")
+    if len(bare) != len(whole) or not set(bare) <= set("0123456789abcdef"):
+        digits = len(re.findall("[0-9a-f]", bare))
+        raise ConfigError(
+            f"--fingerprint has {digits} hex digits; it must be the whole fingerprint of "
+            f"{len(whole)} hex digits (0-9, a-f), in groups or not. Give all that the site read "
+            "aloud."
+        )
+    return bare == whole
 
 
 def read_small(path: Path) -> bytes:

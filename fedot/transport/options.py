@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
+from fedot.errors import ConfigError
 from fedot.transport.limits import Limits
 
-__all__ = ["MESSAGE_ROOM", "channel_options", "server_options"]
+__all__ = ["DEFAULT_PORT", "MESSAGE_ROOM", "channel_options", "server_options", "with_port"]
+
+DEFAULT_PORT = 8443
+"""Where `fedot serve` listens unless it is told otherwise."""
 
 Options = list[tuple[str, int | str]]
 
@@ -16,6 +22,20 @@ _KEEPALIVE_S = 20.0
 # What may be under way in one stream. gRPC would measure it, and holds up to 50 MB more on a fast
 # link for no gain in rate; this is enough for 40 MB/s at 200 ms.
 _WINDOW_BYTES = 2**23
+
+
+def with_port(server: str) -> str:
+    """HOST:PORT of what a person typed: HOST alone means the port that servers have by default.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+)(?::(\d{1,5}))?", server)
+    if found is None:
+        raise ConfigError(
+            f"the server {server!r} must read HOST:PORT, such as fl.example.org:{DEFAULT_PORT}."
+        )
+    return f"{found[1]}:{found[2] or DEFAULT_PORT}"
 
 
 def server_options(limits: Limits, max_streams_per_connection: int = 64) -> Options:

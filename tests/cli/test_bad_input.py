@@ -71,7 +71,9 @@ def check_refused(done: Done, *words: str, nothing_at: Path | None = None) -> No
         ("adapter.num_end_blocks=2", ("no middle",)),
         ("privacy.target_epsilon=0", ("privacy.target_epsilon", "unit=none")),
         ("federation.num_trimmed=2", ("trimmed_mean",)),
-        ("model.path=no/such/model", ("no checkpoint", "config.json")),
+        ("model.path=no/such/model", ("no checkpoint", "no such directory", "config.json")),
+        ("model.path=nomodel", ("no checkpoint", "no such directory", "owner/name")),
+        ("model.path=nobody/nothing", ("no directory nobody/nothing", "the hub was asked")),
         ("data.max_tokens=4096", ("reads at most",)),
     ],
 )
@@ -81,6 +83,33 @@ def test_settings_that_cannot_work(
     out = tmp_path / "run"
     done = fedot("simulate", config, "--out", out, "--set", setting, cwd=tmp_path)
     check_refused(done, *words, nothing_at=out)
+
+
+@pytest.mark.parametrize("option", ["--data", "--owner-text", "--proxy"])
+def test_init_refuses_a_file_that_is_not_there(
+    fedot: Fedot, tmp_path: Path, checkpoint: Path, option: str
+) -> None:
+    (tmp_path / "a.jsonl").touch()
+    files = {"--data": "a.jsonl"} | {option: "zz.jsonl"}
+    named = [part for pair in files.items() for part in pair]
+    done = fedot("init", "--model", checkpoint, *named, cwd=tmp_path)
+    check_refused(done, option, "zz.jsonl", nothing_at=tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("model", ["nomodel", "./tiny", "models/of/mine", "a.jsonl"])
+def test_init_refuses_what_is_neither_a_checkpoint_nor_a_hub_id(
+    fedot: Fedot, tmp_path: Path, model: str
+) -> None:
+    (tmp_path / "a.jsonl").touch()
+    done = fedot("init", "--model", model, "--data", "a.jsonl", cwd=tmp_path)
+    check_refused(done, model, "owner/name", nothing_at=tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("model", ["gpt2", "openai-community/gpt2", "meta-llama/Llama-3.2-1B"])
+def test_init_takes_hub_ids(fedot: Fedot, tmp_path: Path, model: str) -> None:
+    (tmp_path / "a.jsonl").touch()
+    done = fedot("init", "--model", model, "--data", "a.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_missing_config(fedot: Fedot, tmp_path: Path) -> None:
@@ -135,6 +164,42 @@ def test_out_that_exists_and_resume_of_nothing(fedot: Fedot, config: Path, tmp_p
     assert list(out.iterdir()) == []
     done = fedot("simulate", config, "--out", tmp_path / "new", "--resume", cwd=tmp_path)
     check_refused(done, "drop --resume", nothing_at=tmp_path / "new")
+
+
+def test_resume_with_another_setting_names_the_old_value(
+    fedot: Fedot, config: Path, tmp_path: Path
+) -> None:
+    from fedot.config import load_config, to_yaml
+
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "config.yaml").write_text(to_yaml(load_config(config)))
+    again = ("simulate", config, "--out", out, "--resume", "--set")
+    done = fedot(*again, "federation.rounds=3", cwd=tmp_path)
+    check_refused(done, "started with federation.rounds 2, not 3")
+    done = fedot(*again, "emulator=none", cwd=tmp_path)
+    check_refused(done, 'started with emulator a section of its own, not "none"')
+
+
+def test_run_in_place_of_an_adapter_is_told_which_adapters_it_has(
+    fedot: Fedot, tmp_path: Path, checkpoint: Path
+) -> None:
+    (tmp_path / "got" / "adapter-best").mkdir(parents=True)
+    done = fedot(
+        *("plug-in", "--model", checkpoint, "--adapter", "got", "--out", tmp_path / "out"),
+        cwd=tmp_path,
+    )
+    check_refused(done, "--adapter got/adapter-best", nothing_at=tmp_path / "out")
+
+
+def test_generate_from_fetched_results_names_plug_in(
+    fedot: Fedot, config: Path, tmp_path: Path
+) -> None:
+    got = tmp_path / "got"
+    (got / "adapter-best").mkdir(parents=True)
+    (got / "config.yaml").write_text(config.read_text())
+    done = fedot("generate", "got", "--prompt", "a", cwd=tmp_path)
+    check_refused(done, "no bundle", "fedot plug-in --model", "--adapter got/adapter-best --out")
 
 
 def test_plug_in_of_something_that_is_no_adapter(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,50 @@ def test_show_of_what_is_no_ledger_is_one_line(fedot, tmp_path: Path) -> None:
         assert "neither a policy, nor a ledger" in error
     (tmp_path / "empty").touch()
     assert "nothing is reserved" in fedot("show", tmp_path / "empty")[2]
+
+
+@pytest.fixture
+def fetched(tmp_path: Path) -> Path:
+    """What `fedot job fetch` leaves of a run with DP."""
+    folder = tmp_path / "got"
+    folder.mkdir()
+    raw = {"model": {"path": "m"}, "data": {}, "network": {"sites": ["a", "b"]}}
+    (folder / "config.yaml").write_text(to_yaml(config_from_dict(raw)))
+    privacy = {"unit": "example", "epsilon": {"a": 3.951, "b": 2.0}, "reported_by_sites": True}
+    (folder / "summary.json").write_text(json.dumps({"privacy": privacy}))
+    return folder
+
+
+def test_show_of_a_network_run_has_what_its_sites_reported(fedot, fetched: Path) -> None:
+    code, shown, _ = fedot("show", fetched)
+    assert code == 0
+    rows = {line.split()[0]: line.split()[1] for line in shown.splitlines() if "reported" in line}
+    assert (rows["a"], rows["b"]) == ("3.96", "2.00")
+    assert "stay at its sites" in shown
+    assert "fedot budget show policy.ledger.jsonl" in shown
+
+
+def test_show_of_a_network_run_without_reports_says_where_ledgers_are(fedot, fetched: Path) -> None:
+    (fetched / "summary.json").unlink()
+    code, _, error = fedot("show", fetched)
+    assert code == 2
+    assert "ledgers stay at its sites" in error
+    assert "no round with DP has begun" not in error
+
+
+def test_show_of_a_broken_summary_is_one_line(fedot, fetched: Path) -> None:
+    for broken in ("{", "[]", '{"privacy": 1}'):
+        (fetched / "summary.json").write_text(broken)
+        code, _, error = fedot("show", fetched)
+        assert (code, error.count("\n")) == (2, 1)
+        assert "not as a run wrote it" in error
+
+
+@pytest.mark.parametrize(("records", "whole"), [(10, True), (50, True), (51, False)])
+def test_plan_says_when_every_record_is_in_each_step(fedot, records: int, whole: bool) -> None:
+    plan = f"--records {records} --batch-size 50 --steps 2 --rounds 1 --noise 4"
+    _, shown, _ = fedot("plan", *plan.split())
+    assert ("every record is in each step" in shown) == whole
 
 
 def test_plan_and_its_answer_agree_both_ways(fedot) -> None:

@@ -207,6 +207,8 @@ def test_poc_with_dp_keeps_every_ledger_within_its_policy(
     poc = start("poc", tmp_path / "job.yaml", "--out", tmp_path / "poc",
                 "--set", "privacy.unit=example", "--set", "privacy.target_epsilon=4")  # fmt: skip
     assert poc.process.wait(PATIENCE_S) == 0, poc.said
+    assert "(job) starts" in poc.said
+    assert "what it means" in poc.said.partition("| job job-")[2]
     for name in SITES:
         home = tmp_path / "poc" / name
         terms = yaml.safe_load((home / "policy.yaml").read_text())

@@ -257,3 +257,19 @@ def test_an_owners_folder_is_never_made_twice(fedot: Fedot, owner: Path) -> None
     assert code == 2
     assert "already" in err
     assert (owner / "ca.key").read_bytes() == before
+
+
+def test_half_a_fingerprint_is_not_called_tampering(
+    fedot: Fedot, owner: Path, tmp_path: Path
+) -> None:
+    made = request_certificate("hospital-a", tmp_path / "site")
+    for told, digits in ((made.fingerprint[:9], 8), (f"{made.fingerprint[:4]}-...-9f45", 8)):
+        code, _, err = fedot("sign", made.csr_path, "--fingerprint", told, "--dir", owner)
+        assert code == 2
+        assert f"--fingerprint has {digits} hex digits" in err
+        assert "64 hex digits" in err
+        assert "changed" not in err
+    code, _, err = fedot("sign", made.csr_path, "--fingerprint", "0" * 64, "--dir", owner)
+    assert code == 2
+    assert "somebody may have changed the file" in err
+    assert members(owner).sites() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,9 +63,11 @@ def test_init_writes_a_config_that_runs(
     files = tiny_config["data"]["clients"].values()
     owner, out = tiny_config["data"]["owner_text"], tmp_path / "mine.yaml"
     data = [part for path in files for part in ("--data", path)]
-    shown = fedot("init", "--model", checkpoint, *data, "--owner-text", owner, "--out", out)
+    own = ("--owner-text", owner, "--proxy", tiny_config["data"]["proxy"])
+    shown = fedot("init", "--model", checkpoint, *data, *own, "--out", out)
     assert "--dry-run" in shown
     config = load_config(out, ["data.max_tokens=32"])
+    assert config.data.proxy == tiny_config["data"]["proxy"]
     assert set(config.data.clients) == set(tiny_config["data"]["clients"])
     less = ["federation.rounds=1", "training.steps_per_round=1", "emulator.distill_steps=1"]
     settings = [part for one in ["data.max_tokens=32", *less] for part in ("--set", one)]
@@ -99,6 +102,23 @@ def test_dry_run_bytes_are_close_to_what_is_sent(
     assert said.float32_bytes == was["wire"]["float32_bytes"]
     assert said.received_bytes == pytest.approx(was["wire"]["received_bytes"], rel=0.1)
     assert said.epsilon == pytest.approx(was["privacy"]["epsilon"], abs=1e-3)
+
+
+def test_every_stage_is_announced_before_it_is_timed_and_resume_says_where_it_is(
+    fedot: Fedot, tiny_config: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tiny_config))
+    verb = ("simulate", tmp_path / "config.yaml", "--out", tmp_path / "run")
+    lines = fedot(*verb).splitlines()
+    timed = [line.rpartition(":")[0] for line in lines if re.search(r"^[a-z].*: [\d.]+ s$", line)]
+    assert {"full fine-tuning (the ceiling)", "measure full zero shot"} <= set(timed)
+    for stage in timed:
+        assert f"{stage} ..." in lines[: lines.index(next(t for t in lines if f"{stage}: " in t))]
+    again = fedot(*verb, "--resume")
+    assert "is finished already; nothing is run again" in again
+    assert "round   1" not in again
+    (tmp_path / "run" / "summary.json").unlink()
+    assert "goes on after round 2" in fedot(*verb, "--resume")
 
 
 def test_run_prints_the_numbers_and_the_report(fedot: Fedot, run: Path) -> None:

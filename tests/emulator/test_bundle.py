@@ -14,6 +14,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedot.emulator.bundle import read_bundle, write_bundle, write_signature
@@ -137,7 +138,20 @@ def test_file_that_is_not_listed_is_refused(folder, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["modeling_evil.py", "pytorch_model.bin", "w.pt", "w.pkl", "t.so", "noending", "x.JSON"]
+    "name",
+    [
+        "modeling_evil.py",
+        "pytorch_model.bin",
+        "w.pt",
+        "w.pkl",
+        "t.so",
+        "noending",
+        "x.JSON",
+        # What transformers would follow to other weights, or another processor.
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "processor_config.json",
+    ],
 )
 def test_kind_of_file_that_could_be_code_is_refused_even_when_listed(folder, name, tmp_path):
     class Evil:
@@ -149,6 +163,40 @@ def test_kind_of_file_that_could_be_code_is_refused_even_when_listed(folder, nam
     with pytest.raises(WireError, match="no kind of file that a bundle may hold"):
         read_bundle(folder)
     assert not (tmp_path / "ran").exists()
+
+
+def test_index_that_leads_out_of_the_bundle_is_refused(folder, tmp_path):
+    names = list(load_file(folder / "model.safetensors"))
+    shutil.copy(folder / "model.safetensors", tmp_path / "outside.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "../outside.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    list_in_manifest(folder, "model.safetensors.index.json")
+    with pytest.raises(WireError, match="names files that are not of the bundle"):
+        read_bundle(folder)
+
+
+def test_weights_in_several_files_are_read(folder, written):
+    written.load().save_pretrained(folder, max_shard_size="20KB")
+    (folder / "model.safetensors").unlink()
+    spoil(folder, lambda manifest: manifest["files"].pop("model.safetensors"))
+    names = sorted(path.name for path in folder.iterdir() if path.name.startswith("model"))
+    assert len(names) > 2
+    for name in (*names, "config.json", "generation_config.json"):
+        list_in_manifest(folder, name)
+    ids = torch.arange(2, 30).view(2, 14)
+    with torch.inference_mode():
+        assert torch.equal(read_bundle(folder).load()(ids).logits, written.load()(ids).logits)
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.parametrize("nest", [lambda x: x, lambda x: {"text_config": [x]}])
+def test_config_that_names_code_of_somebody_is_refused(folder, key, nest):
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | nest({key: "some-org/kernel"})
+    path.write_text(json.dumps(config))
+    list_in_manifest(folder, "config.json")
+    with pytest.raises(WireError, match=f"sets {key}"):
+        read_bundle(folder)
 
 
 def test_link_to_a_file_elsewhere_is_refused(folder, tmp_path):

@@ -137,10 +137,10 @@ def test_taught_emulator_is_frozen_and_in_eval_mode(tiny_llama, text):
     assert not any(p.requires_grad for p in emulator.parameters())
 
 
-def test_progress_is_told_after_every_step(tiny_llama, text):
+def test_progress_is_told_at_the_start_and_after_every_step(tiny_llama, text):
     told = []
     taught(tiny_llama, text, 3, progress=lambda *step: told.append(step))
-    assert told == [("distil the emulator", n, 3) for n in (1, 2, 3)]
+    assert told == [("distil the emulator", n, 3) for n in (0, 1, 2, 3)]
 
 
 def test_single_window_is_enough(tiny_llama, text):

@@ -73,7 +73,7 @@ def fake_bundle(folder: Path, sign: Callable[[bytes], bytes] | None, names: Sequ
 
 
 def test_unsigned_bundle_is_refused(party: Party, tmp_path: Path) -> None:
-    party.opens(fake_bundle(tmp_path / "fake", None, ["a.json"]))
+    party.opens(fake_bundle(tmp_path / "fake", None, ["vocab.json"]))
     with pytest.raises(WireError, match="not signed"):
         party.joined()
     assert party.reason() == _FAILURES[WireError]
@@ -81,7 +81,7 @@ def test_unsigned_bundle_is_refused(party: Party, tmp_path: Path) -> None:
 
 def test_bundle_of_another_key_is_refused(party: Party, tmp_path: Path) -> None:
     init_owner(tmp_path / "other", "Somebody", [])
-    party.opens(fake_bundle(tmp_path / "fake", Signer(tmp_path / "other").sign, ["a.json"]))
+    party.opens(fake_bundle(tmp_path / "fake", Signer(tmp_path / "other").sign, ["vocab.json"]))
     with pytest.raises(WireError, match="not the model owner's"):
         party.joined()
     # Nothing but the manifest was asked for.
@@ -105,9 +105,27 @@ def test_signed_manifest_cannot_name_what_leads_outside(
         party.joined()
 
 
+def test_bundle_that_is_larger_than_was_said_is_not_downloaded(party: Party, bundle: Path) -> None:
+    party.opens(bundle, bundle_bytes=1000)
+    with pytest.raises(WireError, match="the run said 1000"):
+        party.joined()
+    assert not [path for path in party.home.rglob("*.safetensors*")]
+
+
+def test_state_that_is_larger_than_the_adapter_is_not_downloaded(
+    party: Party, bundle: Path
+) -> None:
+    party.opens(bundle)
+    party.joins()
+    party.posts(1, bundle, state_bytes=2**40)
+    party.wait_for(lambda: any("round 1 failed" in line for line in party.said))
+    assert "of this adapter it has at most" in party.said[-1]
+    assert not list(party.home.glob("state*"))
+
+
 def test_another_bundle_than_was_announced_is_refused(party: Party, tmp_path: Path) -> None:
     sign = Signer(party.net.folder / "pki").sign
-    folder = fake_bundle(tmp_path / "fake", sign, ["a.json"])
+    folder = fake_bundle(tmp_path / "fake", sign, ["vocab.json"])
     announced = digest(b"another")
     party.net.hub.shelf.put(announced, {path.name: path for path in folder.iterdir()})
     party.opens(bundle_digest=announced)
@@ -118,8 +136,8 @@ def test_another_bundle_than_was_announced_is_refused(party: Party, tmp_path: Pa
 
 def test_file_that_is_not_what_the_manifest_says_is_refused(party: Party, tmp_path: Path) -> None:
     sign = Signer(party.net.folder / "pki").sign
-    folder = fake_bundle(tmp_path / "fake", sign, ["a.json"])
-    (folder / "a.json").write_bytes(b"y")
+    folder = fake_bundle(tmp_path / "fake", sign, ["vocab.json"])
+    (folder / "vocab.json").write_bytes(b"y")
     party.opens(folder)
-    with pytest.raises(WireError, match=r"a\.json does not have the digest"):
+    with pytest.raises(WireError, match=r"vocab\.json does not have the digest"):
         party.joined()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fedot.federation.following import Following
+from fedot.federation.following import Following, told_of_absent
 from fedot.transport.notices import Presence
 
 ABSENT = Presence("a", "absent", 0, 0, is_gone=True)
@@ -32,8 +32,20 @@ def test_failure_is_told_with_its_round_and_reason() -> None:
     in_round = replace(IDLE, phase="failed", round=2, reason="no budget")
     of_run = replace(in_round, round=0, reason="")
     told = [list(following.news([each])) for each in (IDLE, in_round, in_round, of_run)]
-    assert told[1:] == [
-        ["a cannot do round 2: no budget"],
-        [],
-        ["a cannot do the run: no reason was given"],
-    ]
+    assert told[1:3] == [["a cannot do round 2: no budget"], []]
+    assert told[3][0].startswith("a refused the run: no reason was given. ")
+
+
+def test_who_refused_is_not_called_missing() -> None:
+    refused = replace(IDLE, site="b", phase="failed", reason="its policy")
+    assert told_of_absent(["a", "b"], [ABSENT, refused]) == "; missing: a; refused: b (its policy)"
+    assert told_of_absent(["a"], [ABSENT, refused]) == "; missing: a"
+    assert told_of_absent([], [IDLE]) == ""
+
+
+def test_refusal_of_the_run_names_what_can_be_done() -> None:
+    refused = replace(IDLE, phase="failed", reason="its policy does not allow it")
+    (line,) = [line for line in Following().news([refused]) if "refused" in line]
+    assert line.startswith("a refused the run: its policy does not allow it. ")
+    assert "fedot job abort" in line
+    assert "privacy.target_epsilon" in line

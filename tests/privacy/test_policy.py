@@ -162,3 +162,10 @@ def test_rounds_that_fit_is_what_counting_up_finds(most: int) -> None:
     while counted < most and epsilon_of([EVENT] * (counted + 2), 1e-5) <= 6.0:
         counted += 1
     assert found == counted
+
+
+def test_broken_yaml_is_told_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text("dataset_id: a\nmax_epsilon: [\n")
+    with pytest.raises(ConfigError, match=r"policy\.yaml is not valid YAML: line 3, column 1: "):
+        load_policy(path)

@@ -107,3 +107,13 @@ def test_games_without_the_cap_say_so() -> None:
     plain, capped = AUDIT["claim"], {**AUDIT["claim"], "max_batch_size": 80, "num_records": 1000}
     told = [audit_section(changed(claim=claim)).limits for claim in (plain, capped)]
     assert [any("max_batch_size" in limit for limit in limits) for limits in told] == [False, True]
+
+
+def test_a_game_without_power_is_told_in_the_verdict() -> None:
+    weak = {**GAME, "canaries": 50, "power": {"noise / 2": 0.0, "no noise": 0.02}}
+    told = verdict(audit_from({**AUDIT, "gradient_canaries": weak}))
+    assert "could not have refuted" in told
+    assert "50 canaries" in told
+    assert "--canaries" in told
+    found = audit_from({**AUDIT, "gradient_canaries": weak, "findings": ["too little noise."]})
+    assert "is refuted" in verdict(found)

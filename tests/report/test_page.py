@@ -198,3 +198,25 @@ def test_a_failed_write_leaves_the_older_page_and_no_half_one(make_run, monkeypa
         write_report(run)
     assert (run / "report.html").read_text() == "old"
     assert {path.name for path in run.iterdir()} == names
+
+
+def test_a_network_run_without_proxy_says_once_more_why_nothing_was_measured(make_run):
+    why = "data.proxy is not set, and the server has no records of the task to measure on."
+    names = (*NUMBERS, "plug_in_advantage", "leak_margin")
+    metrics = [{"round": number, "loss": {"proxy": None}} for number in range(3)]
+    run = make_run(
+        quality=dict.fromkeys(NUMBERS),
+        measured_on="nothing",
+        notes=dict.fromkeys(names, why) | {"recovery": "only a simulation has it."},
+        metrics=metrics,
+        recovery=None,
+        plug_in_advantage=None,
+        leak_margin=None,
+    )
+    text = read(run).text
+    assert "recorded no reason" not in text
+    assert "Nothing was measured: the model owner had no proxy set." in text
+    assert "Loss on" not in text
+    assert "Data.proxy" not in text
+    assert text.count("data.proxy is not set, and") >= 4
+    assert "held-out private records" not in text

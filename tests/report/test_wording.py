@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedot.report.run_files import summary_from
-from fedot.report.wording import alerts, headline, key_numbers, meaning_of, other_notes
+from fedot.report.wording import absent, alerts, headline, key_numbers, meaning_of, other_notes
 
 
 def meanings(summary):
@@ -115,3 +115,21 @@ def test_without_an_emulator_nothing_is_called_closed(make_summary):
     assert "full model itself" in told(summary)
     assert "given away" not in meanings(summary)["plug_in_advantage"]
     assert "closed" not in meaning_of(summary_from(summary), "full_zero_shot")
+
+
+@pytest.mark.parametrize(
+    ("note", "told"),
+    [
+        ("data.proxy is not set.", "data.proxy is not set."),
+        ("emulator: none shares the model.", "emulator: none shares the model."),
+        ("late.", "Late."),
+    ],
+)
+def test_a_key_of_the_config_is_written_as_the_config_has_it(make_summary, note, told):
+    assert absent(summary_from(make_summary(notes={"plug_in": note})), "plug_in") == told
+
+
+def test_the_first_reason_that_is_there_counts(make_summary):
+    summary = summary_from(make_summary(notes={"plug_in": "it was not there."}))
+    assert absent(summary, "loss", "plug_in") == "It was not there."
+    assert absent(summary, "loss") == "The run recorded no reason."

@@ -45,6 +45,11 @@ def test_every_site_has_keys_kit_and_policy_of_its_own(
         assert (terms["dataset_id"], terms["max_epsilon"]) == (name, 3.0)
 
 
+def test_job_is_called_as_it_was_asked(config: Callable[..., Config], tmp_path: Path) -> None:
+    made = prepare(config(), None, tmp_path / "poc", "t")
+    assert made.server[made.server.index("--name") + 1] == "t"
+
+
 def test_server_is_told_nothing_of_the_sites_files(
     config: Callable[..., Config], tmp_path: Path
 ) -> None:
@@ -71,6 +76,9 @@ def test_folder_of_another_config_is_refused(config: Callable[..., Config], tmp_
     prepare(config(), None, tmp_path / "poc")
     with pytest.raises(ConfigError, match="another config"):
         prepare(config("federation.rounds=9"), None, tmp_path / "poc")
+    # Under another name it would be another job, which spends the budgets again.
+    with pytest.raises(ConfigError, match="another config"):
+        prepare(config(), None, tmp_path / "poc", "other")
 
 
 @pytest.mark.parametrize("num_sites", [0, 4])

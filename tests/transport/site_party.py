@@ -97,6 +97,7 @@ class Party:
         if bundle is not None:
             named = bundle_digest(bundle)
             self.net.hub.shelf.put(named, {path.name: path for path in bundle.iterdir()})
+            changes = {"bundle_bytes": sum(p.stat().st_size for p in bundle.iterdir())} | changes
         changes = {"bundle_digest": named} | changes
         self.net.hub.board.open_run(
             RUN, changes["bundle_digest"], {"a": card or run_card(**changes).model_dump_json()}

@@ -312,3 +312,13 @@ def test_server_that_goes_on_waits_at_the_end_for_sites_that_have_not_called_yet
     board.report("a", RUN, 0, "over")
     server.join(30)
     assert ended.is_set()
+
+
+def test_refusal_of_one_run_is_none_of_the_next(board: Board) -> None:
+    opened(board, "a")
+    told(board, "a", "")
+    board.report("a", RUN, 0, "failed", "its policy")
+    assert [each.phase for each in board.presences()] == ["failed"]
+    board.close_run(RUN, "aborted")
+    board.open_run(OTHER, BUNDLE, {"a": "card of a"})
+    assert [each.phase for each in board.presences()] == ["absent"]
