@@ -79,8 +79,8 @@ class RemoteEngine:
 
     def run(self, task: RoundTask, cohort: Sequence[str]) -> Iterator[ClientResult | ClientFailure]:
         """Ask a cohort; ends when everybody has answered, or at the deadline with a quorum."""
-        # The journal has what came before.
-        self._uploads.drop(task.run_id, task.round - 1)
+        # The journal has what came before; a round that was rolled back did not come by here.
+        self._uploads.drop_before(task.run_id, task.round)
         if not cohort:
             return
         digest = self._post(task, cohort)

@@ -228,7 +228,18 @@ class UploadStore:
         with _disk_errors():
             self._forget(self._table.of_round(run_id, round))
 
+    def drop_before(self, run_id: str, round: int) -> None:
+        """Forget all rounds of a run before one.
+
+        Raises:
+            Busy: as `drop`.
+        """
+        with _disk_errors():
+            self._forget(self._table.before(run_id, round))
+
     def _forget(self, rows: Sequence[Row]) -> None:
+        if not rows:
+            return
         # Rows first: files without a row are removed at the next start, not the other way.
         self._table.delete([row.upload_id for row in rows])
         for row in rows:

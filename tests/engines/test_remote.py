@@ -273,6 +273,14 @@ def test_uploads_are_kept_until_the_journal_has_the_round(server: Server) -> Non
     assert len(server.store.committed(RUN, 2)) == 3
 
 
+def test_uploads_are_dropped_over_a_round_that_nobody_was_asked(server: Server) -> None:
+    server.run(task(3), *map(server.sends, SITES))
+    # The run was rolled back: that closed round 4.
+    server.run(task(5), *map(server.sends, SITES))
+    assert not server.store.committed(RUN, 3)
+    assert len(server.store.committed(RUN, 5)) == 3
+
+
 def test_state_of_a_server_that_was_killed_is_removed_by_the_next(server: Server) -> None:
     server.states.mkdir()
     (server.states / "state-7").write_bytes(b"old")
