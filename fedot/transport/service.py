@@ -101,7 +101,8 @@ class Service:
                 raise WireError(
                     "dataset_id must have 1 to 200 printable characters; see the site's policy."
                 )
-            self._hub.book.declare(peer.name, request.dataset_id)
+            hub = self._hub
+            hub.book.declare(peer.name, request.dataset_id, hub.members.is_admitted)
         self._hub.audit.record(
             "hello", peer, dataset_id=request.dataset_id, version=request.version
         )
