@@ -25,6 +25,7 @@ from fedot.transport.limits import Limits
 from fedot.transport.members import Members, Peer
 from fedot.transport.metrics import Telemetry
 from fedot.transport.notices import Answer
+from fedot.transport.refusals import LineRate
 from fedot.transport.shelf import Shelf
 from fedot.transport.site_book import SiteBook
 from fedot.transport.upload import UploadState, UploadStore
@@ -88,6 +89,7 @@ class Service:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
+        self._hellos = LineRate()
 
     def hello(self, request: pb.HelloRequest, peer: Peer) -> pb.HelloReply:
         """Let a site in."""
@@ -103,9 +105,10 @@ class Service:
                 )
             hub = self._hub
             hub.book.declare(peer.name, request.dataset_id, hub.members.is_admitted)
-        self._hub.audit.record(
-            "hello", peer, dataset_id=request.dataset_id, version=request.version
-        )
+        more = self._hellos.take(peer.name)
+        if more is not None:
+            named = {"dataset_id": request.dataset_id, "version": request.version}
+            self._hub.audit.record("hello", peer, **named, **more)
         ends = self._hub.members.ends_of(peer.fingerprint)
         return pb.HelloReply(
             site=peer.name,
@@ -168,16 +171,18 @@ class Service:
         if not self._hub.uploads.is_committed(binding.site, binding.run_id, binding.round):
             self._refuse_unless_asked(binding)
         state = self._hub.uploads.commit(request.upload_id, binding)
-        self._hub.audit.record(
-            "received",
-            peer,
-            run=binding.run_id,
-            round=binding.round,
-            digest=binding.digest,
-            num_bytes=state.committed_offset,
-        )
-        self._hub.telemetry.uploaded(peer.name)
-        self._hub.board.arrived(binding.site, binding.run_id, binding.round)
+        # Who did not hear the answer asks again; that is no second update.
+        if state.is_new:
+            self._hub.audit.record(
+                "received",
+                peer,
+                run=binding.run_id,
+                round=binding.round,
+                digest=binding.digest,
+                num_bytes=state.committed_offset,
+            )
+            self._hub.telemetry.uploaded(peer.name)
+            self._hub.board.arrived(binding.site, binding.run_id, binding.round)
         return _status(state)
 
     def list_files(self, request: pb.FilesRequest, peer: Peer) -> pb.FilesReply:

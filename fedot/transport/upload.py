@@ -14,7 +14,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedot.errors import ConfigError, ProtocolError, WireError
@@ -34,11 +34,16 @@ _DISK_RETRY_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class UploadState:
-    """Where an upload stands: go on from `committed_offset`."""
+    """Where an upload stands: go on from `committed_offset`.
+
+    Attributes:
+        is_new: this very call committed it.
+    """
 
     upload_id: str
     committed_offset: int
     is_committed: bool
+    is_new: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +211,7 @@ class UploadStore:
             self._table.record(upload_id, row.size, is_whole=True)
         with self._guard:
             self._parts.pop(upload_id, None)
-        return UploadState(upload_id, row.size, True)
+        return UploadState(upload_id, row.size, True, is_new=True)
 
     def committed(self, run_id: str, round: int) -> Sequence[Committed]:
         """The whole updates of a round, in the order of sites."""

@@ -38,10 +38,30 @@ def test_upload_counts_once_and_is_written_down(net: Net, a: Caller) -> None:
         assert a.upload(UPDATE).is_committed
     (committed,) = net.hub.uploads.committed(RUN, 1)
     assert committed.path.read_bytes() == UPDATE
-    lines = net.lines("received")
-    assert {line["facts"]["digest"] for line in lines} == {digest(UPDATE)}
-    assert lines[0]["facts"]["num_bytes"] == len(UPDATE)
+    (line,) = net.lines("received")
+    assert (line["facts"]["digest"], line["facts"]["num_bytes"]) == (digest(UPDATE), len(UPDATE))
+    assert net.hub.board.next_event(0) is not None
+    assert net.hub.board.next_event(0) is None
     assert a.next().WhichOneof("what") == "wait"
+
+
+def test_hellos_without_end_do_not_fill_the_log(net: Net, a: Caller) -> None:
+    num_calls = 100
+    for _ in range(num_calls):
+        a.hello()
+    b = net.caller("b")
+    b.hello()
+    lines = net.lines("hello")
+    of_a = [line for line in lines if line["peer"] == "a"]
+    # The machine may be slow, and each second has two.
+    assert len(of_a) < num_calls
+    assert [line["peer"] for line in lines].count("b") == 1
+    threading.Event().wait(0.6)
+    a.hello()
+    told = sum(
+        1 + line["facts"].get("left_out", 0) for line in net.lines("hello") if line["peer"] == "a"
+    )
+    assert told == num_calls + 2
 
 
 def test_second_different_update_of_a_round_is_a_conflict(net: Net, a: Caller) -> None:
