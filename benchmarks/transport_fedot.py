@@ -90,7 +90,8 @@ class Server:
             Gate(LIMITS),
             enter(StallWatch(LIMITS.stall_timeout_s)),
             enter(Telemetry(self._members, lambda: (True, {}))),
-            lambda caller, binding: None,
+            lambda asked: None,
+            lambda binding: None,
         )
         self._owner = work / "owner"
 

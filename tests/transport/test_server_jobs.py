@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import zipfile
+from contextlib import suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from whole_server import (
 
 from fedot.federation.jobs import JobQueue
 from fedot.transport import fedot_pb2 as pb
+from fedot.transport.authorize import Asked
 from fedot.transport.limits import Limits
 
 Code = grpc.StatusCode
@@ -129,6 +131,43 @@ def test_names_are_looked_up_and_never_opened(net: Net, a: Caller, name: str) ->
     state = net.post(1, "a")
     assert a.download(a.binding(state), "state") == b"state"
     assert refused(lambda: a.download(a.binding(state), name))[0] is Code.INVALID_ARGUMENT
+
+
+def test_flood_of_downloads_costs_a_line_for_each_that_begins_and_no_more(folder: Path) -> None:
+    with running(folder, limits=Limits(max_calls_per_s=5, max_streams_per_site=1)) as net:
+        a = net.caller("a")
+        a.hello()
+        net.open_run("a")
+        state = net.post(1, "a")
+        got = 0
+        for _ in range(60):
+            with suppress(grpc.RpcError):
+                got += a.download(a.binding(state), "state") == b"state"
+        assert 0 < got < 60
+        assert len(net.lines("released")) == got
+
+
+def test_what_is_not_there_is_not_released(net: Net, a: Caller) -> None:
+    net.open_run("a")
+    state = net.post(1, "a")
+    assert refused(lambda: a.download(a.binding(state), "other"))[0] is Code.INVALID_ARGUMENT
+    assert not net.lines("released")
+
+
+def test_hooks_are_not_asked_of_a_flood_of_appends(folder: Path) -> None:
+    asked: list[str] = []
+
+    def rules(what: Asked) -> str | None:
+        asked.append(what.action)
+        return None
+
+    with running(folder, {"rules": rules}, Limits(max_calls_per_s=5)) as net:
+        a = net.caller("a")
+        passed = 0
+        for _ in range(60):
+            passed += refused(lambda: a.append("no such", UPDATE))[0] is Code.NOT_FOUND
+        assert 0 < passed < 60
+        assert len(asked) == passed
 
 
 def test_state_of_an_earlier_round_and_of_others_is_not_given(
