@@ -16,12 +16,12 @@ from typing import Protocol
 import grpc
 
 import fedot.transport.fedot_pb2 as wire
-from fedot.errors import PeerTimeout, TransportError
+from fedot.errors import TransportError
 from fedot.transport.binding import Binding
 from fedot.transport.errors import Denied
 from fedot.transport.frames import frame, offset_message, place_in, unframe
 from fedot.transport.limits import Gate
-from fedot.transport.message import read_message
+from fedot.transport.message import one_message, say_why
 from fedot.transport.shelf import Shelf
 from fedot.transport.stall import Pace, StallWatch, Watched
 from fedot.transport.upload import UploadStore
@@ -90,7 +90,7 @@ class Bulk:
                 yield offset_message(durable)
 
     def download(
-        self, caller: Caller, request: bytes, context: grpc.ServicerContext
+        self, caller: Caller, messages: Iterator[bytes], context: grpc.ServicerContext
     ) -> Iterator[bytes]:
         """Send a file from an offset on.
 
@@ -98,7 +98,7 @@ class Bulk:
             FedotError: the site may not have it, there is no such file, the limits.
         """
         with self._flow(caller, context) as flow:
-            asked = read_message(wire.DownloadRequest, request)
+            asked = one_message(wire.DownloadRequest, messages, flow.watched)
             self.allow(asked)
             binding = Binding.of(asked.binding)
             if binding.site != caller.site:
@@ -127,7 +127,7 @@ class Bulk:
                 yield chunk
                 flow.passed(len(chunk))
         except grpc.RpcError as error:
-            _say_why(flow.watched)
+            say_why(flow.watched)
             raise TransportError("the connection broke off; go on from the last offset.") from error
 
     def _read(self, opened: int, offset: int, size: int, flow: _Flow) -> Iterator[bytes]:
@@ -162,10 +162,3 @@ class _Flow:
         while (left := until - time.monotonic()) > 0 and self.context.is_active():
             time.sleep(min(left, _NAP_S))
             self.watched.moved()
-
-
-def _say_why(watched: Watched) -> None:
-    if watched.forbidden:
-        raise Denied("the certificate is not admitted any more; the transfer was cut off.")
-    if watched.stalled:
-        raise PeerTimeout("the transfer did not move for too long and was cut off; go on later.")

@@ -1,7 +1,9 @@
 """The gRPC server: every call is identified, allowed, limited, answered, and written down.
 
 Design note: `_Door.opened` stands before every call, bulk streams too, so that none can forget it.
-A call that is in no table here does not exist.
+A call that is in no table here does not exist. All are calls with a stream of requests, also those
+that have one: on the wire that is the same, but gRPC would hold a thread until a single request is
+there, before it asks us anything, and whoever is not let in must hold none and have nothing read.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from fedot.transport.errors import Denied, answering
 from fedot.transport.frames import APPEND, DOWNLOAD, place_in
 from fedot.transport.limits import Gate
 from fedot.transport.members import Peer
-from fedot.transport.message import read_message
+from fedot.transport.message import one_message
 from fedot.transport.options import server_options
 from fedot.transport.refusals import Refusals
 from fedot.transport.server_tls import certificate_of
@@ -126,29 +128,33 @@ def _handlers(hub: Hub, watch: StallWatch) -> tuple[grpc.GenericRpcHandler, ...]
         return Bulk(hub.uploads, hub.shelf, gate, watch, hub.telemetry, allow, released)
 
     def control(call: _Call) -> grpc.RpcMethodHandler:
-        def answer(message: bytes, context: grpc.ServicerContext) -> Any:
-            with answering(context), door.opened(context, call.action) as peer:
-                # Not by gRPC: whoever is not let in has nothing read, and a message that cannot be
-                # read is wrong for good.
-                request = read_message(call.request, message)
+        def answer(messages: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+            with (
+                answering(context),
+                door.opened(context, call.action) as peer,
+                gate.open_call(peer.name),
+            ):
+                allowed = door.caller(peer).still_allowed
+                with watch.watching(context.cancel, allowed) as watched:
+                    request = one_message(call.request, messages, watched)
                 door.allow(peer, _as(peer, call.action), details_of(request, call.told))
                 return call.method(service, request, peer)
 
-        return grpc.unary_unary_rpc_method_handler(answer, response_serializer=_serialized)
+        return grpc.stream_unary_rpc_method_handler(answer, response_serializer=_serialized)
 
     def append(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         with answering(context), door.opened(context, "upload") as peer:
             door.allow(peer, "upload", _upload_details(hub, context))
             yield from bulk(peer).append(door.caller(peer), messages, context)
 
-    def download(message: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+    def download(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         with answering(context), door.opened(context, "download") as peer:
-            yield from bulk(peer).download(door.caller(peer), message, context)
+            yield from bulk(peer).download(door.caller(peer), messages, context)
 
     calls = {name: control(call) for name, call in _CALLS.items()}
     streams = {
         APPEND.rpartition("/")[2]: grpc.stream_stream_rpc_method_handler(append),
-        DOWNLOAD.rpartition("/")[2]: grpc.unary_stream_rpc_method_handler(download),
+        DOWNLOAD.rpartition("/")[2]: grpc.stream_stream_rpc_method_handler(download),
     }
     return (
         grpc.method_handlers_generic_handler(_SERVICE, calls),

@@ -115,7 +115,7 @@ class BulkServer(grpc.GenericRpcHandler):
         if details.method == APPEND:
             return grpc.stream_stream_rpc_method_handler(self._streamed(self.bulk.append))
         if details.method == DOWNLOAD:
-            return grpc.unary_stream_rpc_method_handler(self._streamed(self.bulk.download))
+            return grpc.stream_stream_rpc_method_handler(self._streamed(self.bulk.download))
         control: dict[str, tuple[type[Any], Handler]] = {
             "CreateUpload": (wire.CreateUploadRequest, self._create),
             "QueryUpload": (wire.UploadRef, self._query),
