@@ -24,7 +24,7 @@ from fedot.transport.errors import Busy, Denied
 from fedot.transport.limits import Limits
 from fedot.transport.members import Members, Peer
 from fedot.transport.metrics import Telemetry
-from fedot.transport.notices import Answer
+from fedot.transport.notices import Answer, Posted
 from fedot.transport.refusals import LineRate
 from fedot.transport.shelf import Shelf
 from fedot.transport.site_book import SiteBook
@@ -157,7 +157,13 @@ class Service:
         binding = _own(request.binding, peer)
         ResultCard.read(request.metadata_json)
         if not self._hub.uploads.is_committed(binding.site, binding.run_id, binding.round):
-            self._refuse_unless_asked(binding)
+            most = self._refuse_unless_asked(binding).most_bytes
+            if most is not None and request.size > most:
+                raise WireError(
+                    f"an update of {request.size} bytes; with this run's adapter none has more "
+                    f"than {most}. Use the run's bundle, and the same version of fedot on both "
+                    "sides."
+                )
         state = self._hub.uploads.create(binding, request.size, request.metadata_json)
         return _status(state)
 
@@ -258,14 +264,16 @@ class Service:
         if self._hub.board.is_expected(run_id, site):
             raise Busy("the server was started again and takes up the run; try later.", 0.0)
 
-    def _refuse_unless_asked(self, binding: Binding) -> None:
+    def _refuse_unless_asked(self, binding: Binding) -> Posted:
         board = self._hub.board
-        if not board.is_open(binding.site, binding.run_id, binding.round):
+        posted = board.asked(binding.site, binding.run_id, binding.round)
+        if posted is None:
             self._refuse_for_now(binding.run_id, binding.site)
             raise ProtocolError(
                 f"round {binding.round} is not asked of {binding.site}: it is closed, was given up "
                 f"or never was; {board.now()}. Ask what comes next; the update does not count."
             )
+        return posted
 
 
 @contextmanager

@@ -125,6 +125,18 @@ def test_wrong_digest_oversize_and_odd_metadata_are_refused(net: Net, a: Caller)
     assert a.upload(UPDATE).is_committed
 
 
+def test_update_that_cannot_be_of_the_runs_adapter_is_refused_before_a_byte(
+    net: Net, a: Caller
+) -> None:
+    net.open_run("a")
+    net.post(1, "a", most_bytes=len(UPDATE))
+    code, text = refused(lambda: a.create(a.binding(digest(UPDATE)), len(UPDATE) + 1))
+    assert code is Code.INVALID_ARGUMENT
+    assert f"more than {len(UPDATE)}" in text
+    assert not list((net.folder / "uploads").glob("*.part"))
+    assert a.upload(UPDATE).is_committed
+
+
 @pytest.mark.parametrize("name", ["../keys/owner.key", "/etc/passwd", "a\0b", "", ".", "STATE"])
 def test_names_are_looked_up_and_never_opened(net: Net, a: Caller, name: str) -> None:
     net.open_run("a")
