@@ -90,7 +90,8 @@ class Server:
             Gate(LIMITS),
             enter(StallWatch(LIMITS.stall_timeout_s)),
             enter(Telemetry(self._members, lambda: (True, {}))),
-            lambda caller, binding: None,
+            lambda asked: None,
+            lambda binding: None,
         )
         self._owner = work / "owner"
 
@@ -105,7 +106,7 @@ class Server:
         control = {name: self._control(*call) for name, call in calls.items()}
         bulk = {
             "Append": grpc.stream_stream_rpc_method_handler(self._stream(self._bulk.append)),
-            "Download": grpc.unary_stream_rpc_method_handler(self._stream(self._bulk.download)),
+            "Download": grpc.stream_stream_rpc_method_handler(self._stream(self._bulk.download)),
         }
         for name, handlers in {"fedot.v1.Federation": control, "fedot.v1.Bulk": bulk}.items():
             found = grpc.method_handlers_generic_handler(name, handlers)

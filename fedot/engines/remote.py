@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from fedot.cards import ResultCard, TaskCard
+from fedot.cards import ResultCard, RunCard, TaskCard
 from fedot.errors import WireError
 from fedot.journal import write_durably
 from fedot.messages import ClientFailure, ClientInfo, ClientResult, RoundTask, digest_of
@@ -21,7 +21,7 @@ from fedot.transport.notices import Posted
 from fedot.transport.shelf import Shelf
 from fedot.transport.upload import Committed, UploadStore
 
-__all__ = ["STATE_FILE", "RemoteEngine"]
+__all__ = ["STATE_FILE", "RemoteEngine", "most_update_bytes"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,15 @@ STATE_FILE = "state"
 """The one file of a state's digest on the shelf."""
 # How long to wait for an event before looking at the deadline again.
 _TICK_S = 1.0
+# Twice what float32 takes: more than any chain does, positions and scales included. And room for
+# manifest and heads, which are all that a small update is made of.
+_BYTES_PER_VALUE = 8
+_ROOM_BYTES = 2**20
+
+
+def most_update_bytes(num_values: int) -> int:
+    """No update of so many values is larger, whichever chain it went through."""
+    return _BYTES_PER_VALUE * num_values + _ROOM_BYTES
 
 
 class RemoteEngine:
@@ -72,7 +81,6 @@ class RemoteEngine:
         self._should_stop = should_stop
         self._clock = clock
         self._cancelled: set[str] = set()
-        self._dropped = 0
 
     def clients(self) -> Sequence[ClientInfo]:
         """Who can be drawn, by name."""
@@ -80,16 +88,16 @@ class RemoteEngine:
 
     def run(self, task: RoundTask, cohort: Sequence[str]) -> Iterator[ClientResult | ClientFailure]:
         """Ask a cohort; ends when everybody has answered, or at the deadline with a quorum."""
-        # The journal has what came before; a round that went back asked nobody and dropped nothing.
-        for round in range(self._dropped + 1, task.round):
-            self._uploads.drop(task.run_id, round)
-            self._dropped = round
+        # The journal has what came before; a round that was rolled back did not come by here.
+        self._uploads.drop_before(task.run_id, task.round)
         if not cohort:
             return
-        digest = self._post(task, cohort)
+        card = RunCard.read(self._board.run_card(cohort[0]))
+        most_bytes = most_update_bytes(card.adapter_parameters)
+        digest = self._post(task, cohort, most_bytes)
         missing = set(cohort)
         try:
-            for result in self._answers(task, missing):
+            for result in self._answers(task, missing, most_bytes):
                 missing.discard(result.client)
                 yield result
         finally:
@@ -109,7 +117,7 @@ class RemoteEngine:
     def _is_stopped(self, task: RoundTask) -> bool:
         return task.task_id in self._cancelled or self._should_stop() is not None
 
-    def _post(self, task: RoundTask, cohort: Sequence[str]) -> str:
+    def _post(self, task: RoundTask, cohort: Sequence[str], most_bytes: int) -> str:
         digest = digest_of(task.state)
         path = self._folder / f"state-{task.round}"
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -119,11 +127,13 @@ class RemoteEngine:
             if old != path:
                 old.unlink()
         cards = {name: TaskCard.of(task, name, digest).model_dump_json() for name in cohort}
-        self._board.post(Posted(task.run_id, task.round, digest, cards, task.deadline_s))
+        self._board.post(
+            Posted(task.run_id, task.round, digest, cards, task.deadline_s, most_bytes)
+        )
         return digest
 
     def _answers(
-        self, task: RoundTask, missing: set[str]
+        self, task: RoundTask, missing: set[str], most_bytes: int
     ) -> Iterator[ClientResult | ClientFailure]:
         """Results and failures of those who are missing, as they come; each site once."""
         ends = None if task.deadline_s is None else self._clock() + task.deadline_s
@@ -132,7 +142,7 @@ class RemoteEngine:
             # about another round, changes nothing.
             for committed in self._uploads.committed(task.run_id, task.round):
                 if committed.site in missing:
-                    yield _result(task, committed)
+                    yield _result(task, committed, most_bytes)
             yield from self._lost(task, sorted(missing))
             if not missing or self._is_stopped(task):
                 return
@@ -157,8 +167,12 @@ class RemoteEngine:
         return task.quorum is not None and self._num_received(task.round) >= task.quorum
 
 
-def _result(task: RoundTask, committed: Committed) -> ClientResult | ClientFailure:
-    """What a site sent; its card was checked when it came, but maybe by an older fedot."""
+def _result(task: RoundTask, committed: Committed, most_bytes: int) -> ClientResult | ClientFailure:
+    """What a site sent; card and size were checked when it came, but maybe by an older fedot."""
+    num_bytes = committed.path.stat().st_size
+    if num_bytes > most_bytes:
+        reason = f"its update has {num_bytes} bytes; with this adapter none has over {most_bytes}"
+        return ClientFailure(committed.site, task.round, reason)
     try:
         card = ResultCard.read(committed.metadata)
     except WireError as error:

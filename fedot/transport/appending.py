@@ -141,14 +141,21 @@ class Appending:
 
     def take(self, chunks: Iterator[bytes]) -> None:
         """Write all that comes; for a thread of its own. `sync` raises what this meets."""
+        # What is no FedotError is this thread's to report: whoever waits hears that it broke off.
+        self._error = TransportError(
+            "the server could not go on with the stream; its log says why. Go on from the last "
+            "offset."
+        )
         try:
             for chunk in chunks:
                 self.write(chunk)
+            self._error = None
         except FedotError as error:
             self._error = error
-        with self._part.changed:
-            self._ended = True
-            self._part.changed.notify_all()
+        finally:
+            with self._part.changed:
+                self._ended = True
+                self._part.changed.notify_all()
 
     def wait(self) -> bool:
         """Wait until there is something to make durable; False: the stream has ended."""

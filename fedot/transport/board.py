@@ -208,8 +208,17 @@ class Board:
 
     def is_open(self, site: str, run_id: str, round: int) -> bool:
         """Whether a round's task is asked of a site now."""
+        return self.asked(site, run_id, round) is not None
+
+    def asked(self, site: str, run_id: str, round: int) -> Posted | None:
+        """A round's task, if it is asked of a site now."""
         with self._changed:
-            return self._is_asked(site, run_id, round)
+            return self._posted if self._is_asked(site, run_id, round) else None
+
+    def run_card(self, site: str) -> str:
+        """What a site is told of the open run, as JSON; nothing where it is not in it."""
+        with self._changed:
+            return self._run_cards.get(site, "")
 
     def is_in(self, site: str, run_id: str) -> bool:
         """Whether a site takes part in the open run."""

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import grpc
-from google.protobuf.message import DecodeError
 
 import fedot.transport.fedot_pb2 as wire
-from fedot.errors import PeerTimeout, TransportError, WireError
+from fedot.errors import TransportError
 from fedot.transport.binding import Binding
 from fedot.transport.errors import Denied
 from fedot.transport.frames import frame, offset_message, place_in, unframe
 from fedot.transport.limits import Gate
+from fedot.transport.message import one_message, say_why
 from fedot.transport.shelf import Shelf
 from fedot.transport.stall import Pace, StallWatch, Watched
 from fedot.transport.upload import UploadStore
@@ -60,10 +60,11 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Bulk:
-    """The two bulk methods.
+    """The two bulk methods; whoever calls them has asked the gate for the call.
 
     Attributes:
-        allow: raises if a site may not download what it asks for.
+        allow: raises if the caller may not download what it asks for.
+        released: told that it may, and that there is such a file, before the first byte leaves.
     """
 
     store: UploadStore
@@ -71,7 +72,8 @@ class Bulk:
     gate: Gate
     watch: StallWatch
     meter: Meter
-    allow: Callable[[Caller, Binding], None]
+    allow: Callable[[wire.DownloadRequest], None]
+    released: Callable[[Binding], None]
 
     def append(
         self, caller: Caller, messages: Iterator[bytes], context: grpc.ServicerContext
@@ -88,21 +90,22 @@ class Bulk:
                 yield offset_message(durable)
 
     def download(
-        self, caller: Caller, request: bytes, context: grpc.ServicerContext
+        self, caller: Caller, messages: Iterator[bytes], context: grpc.ServicerContext
     ) -> Iterator[bytes]:
         """Send a file from an offset on.
 
         Raises:
             FedotError: the site may not have it, there is no such file, the limits.
         """
-        asked = _download_request(request)
-        binding = Binding.of(asked.binding)
-        if binding.site != caller.site:
-            raise Denied("a download is bound to the site that asks; this one is another's.")
-        self.allow(caller, binding)
         with self._flow(caller, context) as flow:
+            asked = one_message(wire.DownloadRequest, messages, flow.watched)
+            self.allow(asked)
+            binding = Binding.of(asked.binding)
+            if binding.site != caller.site:
+                raise Denied("a download is bound to the site that asks; this one is another's.")
             opened, file = self.shelf.open(binding.digest, asked.name, asked.offset)
             try:
+                self.released(binding)
                 yield from self._read(opened, asked.offset, file.size, flow)
             finally:
                 os.close(opened)
@@ -110,7 +113,6 @@ class Bulk:
 
     @contextmanager
     def _flow(self, caller: Caller, context: grpc.ServicerContext) -> Iterator[_Flow]:
-        self.gate.call(caller.site)
         with (
             self.gate.stream(caller.site),
             self.watch.watching(context.cancel, caller.still_allowed) as watched,
@@ -125,7 +127,7 @@ class Bulk:
                 yield chunk
                 flow.passed(len(chunk))
         except grpc.RpcError as error:
-            _say_why(flow.watched)
+            say_why(flow.watched)
             raise TransportError("the connection broke off; go on from the last offset.") from error
 
     def _read(self, opened: int, offset: int, size: int, flow: _Flow) -> Iterator[bytes]:
@@ -160,19 +162,3 @@ class _Flow:
         while (left := until - time.monotonic()) > 0 and self.context.is_active():
             time.sleep(min(left, _NAP_S))
             self.watched.moved()
-
-
-def _say_why(watched: Watched) -> None:
-    if watched.forbidden:
-        raise Denied("the certificate is not admitted any more; the transfer was cut off.")
-    if watched.stalled:
-        raise PeerTimeout("the transfer did not move for too long and was cut off; go on later.")
-
-
-def _download_request(request: bytes) -> wire.DownloadRequest:
-    try:
-        return wire.DownloadRequest.FromString(request)
-    except DecodeError as error:
-        raise WireError(
-            "a download request cannot be read; it must be a DownloadRequest."
-        ) from error

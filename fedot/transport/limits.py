@@ -15,7 +15,9 @@ from fedot.transport.errors import Busy
 
 __all__ = ["Gate", "Limits", "TokenBucket"]
 
-_STREAM_RETRY_S = 1.0
+_PLACE_RETRY_S = 1.0
+# An honest site has three at most: it waits, it reports, it begins or ends a transfer.
+_MOST_OPEN_CALLS = 8
 
 
 class Limits(Section):
@@ -83,6 +85,7 @@ class Gate:
         self._calls: dict[str, TokenBucket] = {}
         self._bytes: dict[str, TokenBucket] = {}
         self._streams: defaultdict[str, int] = defaultdict(int)
+        self._open_calls: defaultdict[str, int] = defaultdict(int)
 
     def call(self, site: str) -> None:
         """Count a call of a site.
@@ -102,19 +105,18 @@ class Gate:
         Raises:
             Busy: all are taken.
         """
-        most = self.limits.max_streams_per_site
-        with self._guard:
-            if self._streams[site] >= most:
-                raise Busy(
-                    f"{site} has {most} transfers open, the most it may; end one first.",
-                    _STREAM_RETRY_S,
-                )
-            self._streams[site] += 1
-        try:
+        with self._place(self._streams, site, self.limits.max_streams_per_site, "transfers"):
             yield
-        finally:
-            with self._guard:
-                self._streams[site] -= 1
+
+    @contextmanager
+    def open_call(self, site: str) -> Iterator[None]:
+        """Hold one of a site's places for a control call: each holds a thread.
+
+        Raises:
+            Busy: all are taken.
+        """
+        with self._place(self._open_calls, site, _MOST_OPEN_CALLS, "calls"):
+            yield
 
     def open_streams(self, site: str) -> int:
         """How many transfers a site has open."""
@@ -127,6 +129,23 @@ class Gate:
         if rate is None:
             return 0.0
         return self._bucket(self._bytes, site, rate, rate).take(num_bytes)
+
+    @contextmanager
+    def _place(
+        self, taken: defaultdict[str, int], site: str, most: int, what: str
+    ) -> Iterator[None]:
+        with self._guard:
+            if taken[site] >= most:
+                raise Busy(
+                    f"{site} has {most} {what} open, the most it may; end one first.",
+                    _PLACE_RETRY_S,
+                )
+            taken[site] += 1
+        try:
+            yield
+        finally:
+            with self._guard:
+                taken[site] -= 1
 
     def _bucket(
         self, buckets: dict[str, TokenBucket], site: str, rate: float, burst: float

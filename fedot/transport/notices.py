@@ -17,6 +17,7 @@ class Posted:
         state_digest: of the state that the cohort downloads.
         cards: by site, the JSON of its `TaskCard`; the keys are the cohort.
         deadline_s: after so many seconds, who has not answered is late; None: never.
+        most_bytes: no update of the run is larger; None: as the limits of all runs say.
     """
 
     run_id: str
@@ -24,6 +25,7 @@ class Posted:
     state_digest: str
     cards: Mapping[str, str]
     deadline_s: float | None = None
+    most_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,9 @@
 """The gRPC server: every call is identified, allowed, limited, answered, and written down.
 
-Design note: `_let_in` stands before every call, bulk streams too, so that none can forget it. A
-call that is in no table here does not exist.
+Design note: `_Door.opened` stands before every call, bulk streams too, so that none can forget it.
+A call that is in no table here does not exist. All are calls with a stream of requests, also those
+that have one: on the wire that is the same, but gRPC would hold a thread until a single request is
+there, before it asks us anything, and whoever is not let in must hold none and have nothing read.
 """
 
 from __future__ import annotations
@@ -11,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from fedot.errors import ConfigError, FedotError, ProtocolError, WireError
 from fedot.transport import fedot_pb2 as pb
@@ -26,6 +28,7 @@ from fedot.transport.errors import Denied, answering
 from fedot.transport.frames import APPEND, DOWNLOAD, place_in
 from fedot.transport.limits import Gate
 from fedot.transport.members import Peer
+from fedot.transport.message import one_message
 from fedot.transport.options import server_options
 from fedot.transport.refusals import Refusals
 from fedot.transport.server_tls import certificate_of
@@ -113,42 +116,45 @@ def listening(address: str, credentials: grpc.ServerCredentials, hub: Hub) -> It
 
 
 def _handlers(hub: Hub, watch: StallWatch) -> tuple[grpc.GenericRpcHandler, ...]:
-    service, door, gate = Service(hub), _Door(hub), Gate(hub.limits)
+    service, gate = Service(hub), Gate(hub.limits)
+    door = _Door(hub, gate)
 
     def bulk(peer: Peer) -> Bulk:
-        allow = door.release(service, peer)
-        return Bulk(hub.uploads, hub.shelf, gate, watch, hub.telemetry, allow)
+        def allow(asked: pb.DownloadRequest) -> None:
+            door.allow(peer, _as(peer, "download"), details_of(asked, ("name",)))
+            service.refuse_unless_readable(asked.binding, peer)
+
+        released = partial(door.released, peer)
+        return Bulk(hub.uploads, hub.shelf, gate, watch, hub.telemetry, allow, released)
 
     def control(call: _Call) -> grpc.RpcMethodHandler:
-        def answer(message: bytes, context: grpc.ServicerContext) -> Any:
-            with answering(context), door.writing_down(context, call.action) as seen:
-                peer = seen.peer = door.let_in(context)
-                gate.call(peer.name)
-                # Not by gRPC: whoever is not let in has nothing read, and a message that cannot be
-                # read is wrong for good.
-                request = _read(call.request, message)
+        def answer(messages: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+            with (
+                answering(context),
+                door.opened(context, call.action) as peer,
+                gate.open_call(peer.name),
+            ):
+                allowed = door.caller(peer).still_allowed
+                with watch.watching(context.cancel, allowed) as watched:
+                    request = one_message(call.request, messages, watched)
                 door.allow(peer, _as(peer, call.action), details_of(request, call.told))
                 return call.method(service, request, peer)
 
-        return grpc.unary_unary_rpc_method_handler(answer, response_serializer=_serialized)
+        return grpc.stream_unary_rpc_method_handler(answer, response_serializer=_serialized)
 
     def append(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        with answering(context), door.writing_down(context, "upload") as seen:
-            peer = seen.peer = door.let_in(context)
+        with answering(context), door.opened(context, "upload") as peer:
             door.allow(peer, "upload", _upload_details(hub, context))
             yield from bulk(peer).append(door.caller(peer), messages, context)
 
-    def download(message: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        with answering(context), door.writing_down(context, "download") as seen:
-            peer = seen.peer = door.let_in(context)
-            request = _read(pb.DownloadRequest, message)
-            door.allow(peer, _as(peer, "download"), details_of(request, ("name",)))
-            yield from bulk(peer).download(door.caller(peer), message, context)
+    def download(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        with answering(context), door.opened(context, "download") as peer:
+            yield from bulk(peer).download(door.caller(peer), messages, context)
 
     calls = {name: control(call) for name, call in _CALLS.items()}
     streams = {
         APPEND.rpartition("/")[2]: grpc.stream_stream_rpc_method_handler(append),
-        DOWNLOAD.rpartition("/")[2]: grpc.unary_stream_rpc_method_handler(download),
+        DOWNLOAD.rpartition("/")[2]: grpc.stream_stream_rpc_method_handler(download),
     }
     return (
         grpc.method_handlers_generic_handler(_SERVICE, calls),
@@ -156,26 +162,14 @@ def _handlers(hub: Hub, watch: StallWatch) -> tuple[grpc.GenericRpcHandler, ...]
     )
 
 
-@dataclass(slots=True)
-class _Seen:
-    """Who a call turned out to be from."""
-
-    peer: Peer | None = None
-
-
 class _Door:
     """Who calls, whether they may, and what is written down of it."""
 
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
+    def __init__(self, hub: Hub, gate: Gate) -> None:
+        self._hub, self._gate = hub, gate
         self._refusals = Refusals(hub.audit, hub.telemetry)
 
-    def let_in(self, context: grpc.ServicerContext) -> Peer:
-        """Who calls.
-
-        Raises:
-            Denied: nobody that the owner admitted.
-        """
+    def _let_in(self, context: grpc.ServicerContext) -> Peer:
         try:
             return self._hub.members.peer_of(certificate_of(context), datetime.now(UTC))
         except ProtocolError as error:
@@ -203,44 +197,40 @@ class _Door:
 
         return Caller(peer.name, still_allowed)
 
-    def release(self, service: Service, peer: Peer) -> Callable[[Caller, Binding], None]:
-        """Asked before a file goes out; written down before its first byte."""
-
-        def released(caller: Caller, binding: Binding) -> None:
-            service.refuse_unless_readable(binding.message(), peer)
-            self._hub.audit.record(
-                "fetched" if peer.role == "owner" else "released",
-                peer,
-                run=binding.run_id,
-                round=binding.round,
-                digest=binding.digest,
-            )
-
-        return released
+    def released(self, peer: Peer, binding: Binding) -> None:
+        """Write down that a file goes out; before its first byte."""
+        self._hub.audit.record(
+            "fetched" if peer.role == "owner" else "released",
+            peer,
+            run=binding.run_id,
+            round=binding.round,
+            digest=binding.digest,
+        )
 
     @contextmanager
-    def writing_down(self, context: grpc.ServicerContext, action: Action) -> Iterator[_Seen]:
-        """Note what is refused; what is allowed is noted where it is done."""
-        seen = _Seen()
+    def opened(self, context: grpc.ServicerContext, action: Action) -> Iterator[Peer]:
+        """Around every call: who makes it, at a rate that is theirs.
+
+        What is refused is noted here, what is allowed where it is done.
+
+        Raises:
+            Denied: nobody that the owner admitted.
+            Busy: somebody who calls too often.
+        """
+        peer = None
         try:
-            yield seen
+            peer = self._let_in(context)
+            # Before anything that costs more than this.
+            self._gate.call(peer.name)
+            yield peer
         except FedotError as error:
-            self._refusals.note(error, seen.peer, action, context.peer())
+            self._refusals.note(error, peer, action, context.peer())
             raise
 
 
 def _as(peer: Peer, action: Action) -> Action:
     """An owner downloads results, a site its bundle."""
     return "fetch" if (peer.role, action) == ("owner", "download") else action
-
-
-def _read(kind: type[Any], message: bytes) -> Any:
-    try:
-        return kind.FromString(message)
-    except DecodeError as error:
-        raise WireError(
-            f"a {kind.DESCRIPTOR.name} cannot be read; both sides may have different versions."
-        ) from error
 
 
 def _upload_details(hub: Hub, context: grpc.ServicerContext) -> Mapping[str, str]:

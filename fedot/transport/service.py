@@ -24,7 +24,8 @@ from fedot.transport.errors import Busy, Denied
 from fedot.transport.limits import Limits
 from fedot.transport.members import Members, Peer
 from fedot.transport.metrics import Telemetry
-from fedot.transport.notices import Answer
+from fedot.transport.notices import Answer, Posted
+from fedot.transport.refusals import LineRate
 from fedot.transport.shelf import Shelf
 from fedot.transport.site_book import SiteBook
 from fedot.transport.upload import UploadState, UploadStore
@@ -88,6 +89,7 @@ class Service:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
+        self._hellos = LineRate()
 
     def hello(self, request: pb.HelloRequest, peer: Peer) -> pb.HelloReply:
         """Let a site in."""
@@ -101,10 +103,12 @@ class Service:
                 raise WireError(
                     "dataset_id must have 1 to 200 printable characters; see the site's policy."
                 )
-            self._hub.book.declare(peer.name, request.dataset_id)
-        self._hub.audit.record(
-            "hello", peer, dataset_id=request.dataset_id, version=request.version
-        )
+            hub = self._hub
+            hub.book.declare(peer.name, request.dataset_id, hub.members.is_admitted)
+        more = self._hellos.take(peer.name)
+        if more is not None:
+            named = {"dataset_id": request.dataset_id, "version": request.version}
+            self._hub.audit.record("hello", peer, **named, **more)
         ends = self._hub.members.ends_of(peer.fingerprint)
         return pb.HelloReply(
             site=peer.name,
@@ -153,7 +157,13 @@ class Service:
         binding = _own(request.binding, peer)
         ResultCard.read(request.metadata_json)
         if not self._hub.uploads.is_committed(binding.site, binding.run_id, binding.round):
-            self._refuse_unless_asked(binding)
+            most = self._refuse_unless_asked(binding).most_bytes
+            if most is not None and request.size > most:
+                raise WireError(
+                    f"an update of {request.size} bytes; with this run's adapter none has more "
+                    f"than {most}. Use the run's bundle, and the same version of fedot on both "
+                    "sides."
+                )
         state = self._hub.uploads.create(binding, request.size, request.metadata_json)
         return _status(state)
 
@@ -167,16 +177,18 @@ class Service:
         if not self._hub.uploads.is_committed(binding.site, binding.run_id, binding.round):
             self._refuse_unless_asked(binding)
         state = self._hub.uploads.commit(request.upload_id, binding)
-        self._hub.audit.record(
-            "received",
-            peer,
-            run=binding.run_id,
-            round=binding.round,
-            digest=binding.digest,
-            num_bytes=state.committed_offset,
-        )
-        self._hub.telemetry.uploaded(peer.name)
-        self._hub.board.arrived(binding.site, binding.run_id, binding.round)
+        # Who did not hear the answer asks again; that is no second update.
+        if state.is_new:
+            self._hub.audit.record(
+                "received",
+                peer,
+                run=binding.run_id,
+                round=binding.round,
+                digest=binding.digest,
+                num_bytes=state.committed_offset,
+            )
+            self._hub.telemetry.uploaded(peer.name)
+            self._hub.board.arrived(binding.site, binding.run_id, binding.round)
         return _status(state)
 
     def list_files(self, request: pb.FilesRequest, peer: Peer) -> pb.FilesReply:
@@ -252,14 +264,16 @@ class Service:
         if self._hub.board.is_expected(run_id, site):
             raise Busy("the server was started again and takes up the run; try later.", 0.0)
 
-    def _refuse_unless_asked(self, binding: Binding) -> None:
+    def _refuse_unless_asked(self, binding: Binding) -> Posted:
         board = self._hub.board
-        if not board.is_open(binding.site, binding.run_id, binding.round):
+        posted = board.asked(binding.site, binding.run_id, binding.round)
+        if posted is None:
             self._refuse_for_now(binding.run_id, binding.site)
             raise ProtocolError(
                 f"round {binding.round} is not asked of {binding.site}: it is closed, was given up "
                 f"or never was; {board.now()}. Ask what comes next; the update does not count."
             )
+        return posted
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedot.errors import ConfigError, ProtocolError
@@ -41,8 +41,14 @@ class SiteBook:
         with self._lock:
             self._db.close()
 
-    def declare(self, site: str, dataset_id: str) -> None:
+    def declare(self, site: str, dataset_id: str, is_admitted: Callable[[str], bool]) -> None:
         """Note which data set a site trains on; a data set has one budget, so it has one site.
+
+        Args:
+            site: its name.
+            dataset_id: of its policy.
+            is_admitted: whether a name may still call; one that may not has no data set any more,
+                since the same site may have come back under another.
 
         Raises:
             ProtocolError: another site has declared it.
@@ -51,11 +57,15 @@ class SiteBook:
             row = self._db.execute(
                 "SELECT site FROM dataset WHERE dataset_id = ? AND site <> ?", (dataset_id, site)
             ).fetchone()
-            if row is not None:
+            if row is not None and is_admitted(row[0]):
                 raise ProtocolError(
                     f"data set {dataset_id} is another site's; a data set has one budget and may "
-                    "be at one site only. Give yours an id of its own in its policy."
+                    "be at one site only. Give yours an id of its own in its policy. Is it yours "
+                    "under an older name? The model owner must revoke that one first."
                 )
+            self._db.execute(
+                "DELETE FROM dataset WHERE dataset_id = ? AND site <> ?", (dataset_id, site)
+            )
             self._db.execute(
                 "INSERT INTO dataset VALUES (?, ?) "
                 "ON CONFLICT (site) DO UPDATE SET dataset_id = excluded.dataset_id",

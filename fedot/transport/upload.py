@@ -14,7 +14,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedot.errors import ConfigError, ProtocolError, WireError
@@ -34,11 +34,16 @@ _DISK_RETRY_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class UploadState:
-    """Where an upload stands: go on from `committed_offset`."""
+    """Where an upload stands: go on from `committed_offset`.
+
+    Attributes:
+        is_new: this very call committed it.
+    """
 
     upload_id: str
     committed_offset: int
     is_committed: bool
+    is_new: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +211,7 @@ class UploadStore:
             self._table.record(upload_id, row.size, is_whole=True)
         with self._guard:
             self._parts.pop(upload_id, None)
-        return UploadState(upload_id, row.size, True)
+        return UploadState(upload_id, row.size, True, is_new=True)
 
     def committed(self, run_id: str, round: int) -> Sequence[Committed]:
         """The whole updates of a round, in the order of sites."""
@@ -228,7 +233,18 @@ class UploadStore:
         with _disk_errors():
             self._forget(self._table.of_round(run_id, round))
 
+    def drop_before(self, run_id: str, round: int) -> None:
+        """Forget all rounds of a run before one.
+
+        Raises:
+            Busy: as `drop`.
+        """
+        with _disk_errors():
+            self._forget(self._table.before(run_id, round))
+
     def _forget(self, rows: Sequence[Row]) -> None:
+        if not rows:
+            return
         # Rows first: files without a row are removed at the next start, not the other way.
         self._table.delete([row.upload_id for row in rows])
         for row in rows:

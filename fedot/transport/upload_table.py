@@ -127,6 +127,10 @@ class UploadTable:
         """All uploads of a round."""
         return self._select("run_id = ? AND round = ?", (run_id, round))
 
+    def before(self, run_id: str, round: int) -> Sequence[Row]:
+        """All uploads of a run's rounds before one."""
+        return self._select("run_id = ? AND round < ?", (run_id, round))
+
     def all(self) -> Sequence[Row]:
         """All uploads."""
         return self._select("1", ())

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from fedot.cards import TaskCard
+from fedot.cards import RunCard, TaskCard
+from fedot.compression.chain import chain_of
+from fedot.compression.frames import FRAME_VALUES, FrameCodec
+from fedot.compression.manifest import MAX_TEXT_BYTES
 from fedot.config import PayloadConfig, PrivacyConfig, TrainingConfig
-from fedot.engines.remote import STATE_FILE, RemoteEngine
+from fedot.engines.remote import STATE_FILE, RemoteEngine, most_update_bytes
 from fedot.errors import WireError
 from fedot.messages import ClientFailure, ClientInfo, ClientResult, RoundTask, digest_of
 from fedot.transport.binding import Binding
@@ -23,6 +26,23 @@ from fedot.transport.upload import UploadStore
 RUN = "run-a"
 SITES = ("a", "b", "c")
 CARD = '{"epsilon": 1.5, "bytes_after": {"float32": 4}, "received_bytes": 1}'
+NUM_VALUES = 100
+CARD_OF_RUN = RunCard(
+    run_id=RUN,
+    name="a run",
+    bundle_digest="b" * 64,
+    bundle_bytes=1,
+    adapter="lora",
+    adapter_parameters=NUM_VALUES,
+    dtype="float32",
+    max_tokens=32,
+    rounds=3,
+    planned_rounds=3,
+    training=TrainingConfig(),
+    privacy=PrivacyConfig(unit="none"),
+    payload=PayloadConfig(),
+    seed=7,
+).model_dump_json()
 
 Step = Callable[[], None]
 
@@ -54,7 +74,7 @@ class Server:
         self.now = 0.0
         self.store = UploadStore(folder / "uploads", Limits())
         self.board, self.shelf = Board(self.store.is_committed, lambda: self.now), Shelf()
-        self.board.open_run(RUN, "b" * 64, dict.fromkeys(SITES, "{}"), left)
+        self.board.open_run(RUN, "b" * 64, dict.fromkeys(SITES, CARD_OF_RUN), left)
         self.states = folder / "states"
         self.received: dict[str, bytes] = {}
         self.revoked: set[str] = set()
@@ -172,6 +192,43 @@ def test_restart_takes_what_is_there_and_waits_for_the_rest(tmp_path: Path) -> N
     second.store.close()
 
 
+def test_update_that_cannot_be_of_this_adapter_is_refused_by_its_size(server: Server) -> None:
+    most = most_update_bytes(NUM_VALUES)
+    seen: list[int | None] = []
+
+    def look() -> None:
+        posted = server.board.asked("a", RUN, 1)
+        seen.append(posted.most_bytes if posted else None)
+
+    # Past the limits of all runs, so as an older fedot let it in.
+    steps = [look, server.sends("a", bytes(most)), server.sends("b", bytes(most + 1))]
+    answers = server.run(task(), *steps, server.sends("c"))
+    assert seen == [most]
+    assert list(reasons(answers)) == ["b"]
+    assert f"{most + 1} bytes" in reasons(answers)["b"]
+
+
+@pytest.mark.parametrize("num_values", [1, FRAME_VALUES, 10 * FRAME_VALUES + 1])
+@pytest.mark.parametrize(
+    "chain",
+    [
+        "float32",
+        "top_k(keep_ratio=1.0)+float32+planes+zstd",
+        "top_k(keep_ratio=0.5)+float16(block=64)+deflate",
+        "int8(block=64)+zstd",
+        "nf4(block=64)",
+    ],
+)
+def test_no_update_that_can_be_read_is_larger_than_is_taken(chain: str, num_values: int) -> None:
+    codec = FrameCodec.of(chain_of(chain))
+    full, rest = divmod(num_values, FRAME_VALUES)
+    head_bytes = 2**8
+    num_bytes = MAX_TEXT_BYTES + head_bytes
+    for size in [FRAME_VALUES] * full + [rest] * (rest > 0):
+        num_bytes += head_bytes + sum(section.most for section in codec.sections(size))
+    assert num_bytes <= most_update_bytes(num_values)
+
+
 def test_updates_from_before_a_restart_count_for_the_quorum(server: Server) -> None:
     server.received = {"a": b"of a"}
     asked = task(deadline_s=10, quorum=2)
@@ -271,6 +328,14 @@ def test_uploads_are_kept_until_the_journal_has_the_round(server: Server) -> Non
     server.run(task(2), *map(server.sends, SITES))
     assert not server.store.committed(RUN, 1)
     assert len(server.store.committed(RUN, 2)) == 3
+
+
+def test_uploads_are_dropped_over_a_round_that_nobody_was_asked(server: Server) -> None:
+    server.run(task(3), *map(server.sends, SITES))
+    # The run was rolled back: that closed round 4.
+    server.run(task(5), *map(server.sends, SITES))
+    assert not server.store.committed(RUN, 3)
+    assert len(server.store.committed(RUN, 5)) == 3
 
 
 def test_state_of_a_server_that_was_killed_is_removed_by_the_next(server: Server) -> None:

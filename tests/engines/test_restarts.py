@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fedot.cards import ResultCard
+from fedot.cards import ResultCard, RunCard
 from fedot.config import PayloadConfig, PrivacyConfig, TrainingConfig
 from fedot.engines.open_site import OpenSite, open_site
 from fedot.engines.remote import RemoteEngine
@@ -235,7 +235,23 @@ def test_engine_takes_no_notice_of_an_update_of_an_earlier_round(
 ) -> None:
     """One may be committed while its round closes; it must not be taken for this round's."""
     board = Board(store.is_committed)
-    board.open_run(RUN, "b" * 64, {SITE: "card"})
+    card = RunCard(
+        run_id=RUN,
+        name="a run",
+        bundle_digest="b" * 64,
+        bundle_bytes=1,
+        adapter="lora",
+        adapter_parameters=100,
+        dtype="float32",
+        max_tokens=32,
+        rounds=2,
+        planned_rounds=2,
+        training=TrainingConfig(),
+        privacy=PrivacyConfig(unit="none"),
+        payload=PayloadConfig(),
+        seed=7,
+    )
+    board.open_run(RUN, "b" * 64, {SITE: card.model_dump_json()})
     engine = RemoteEngine(
         board, store, Shelf(), tmp_path / "s", [ClientInfo(SITE, "a")], lambda round: 0
     )

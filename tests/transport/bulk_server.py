@@ -45,6 +45,10 @@ def make_parties(folder: Path, *sites: str) -> Path:
     return folder
 
 
+def _any(*_: object) -> None:
+    """Everything may be downloaded, and nothing is noted."""
+
+
 class Counts:
     """What went over the wire."""
 
@@ -73,7 +77,7 @@ class BulkServer(grpc.GenericRpcHandler):
         self.store = self._undo.enter_context(UploadStore(store, self.limits))
         self.gate = Gate(self.limits)
         watch = self._undo.enter_context(StallWatch(self.limits.stall_timeout_s))
-        self.bulk = Bulk(self.store, self.shelf, self.gate, watch, self.counts, lambda *_: None)
+        self.bulk = Bulk(self.store, self.shelf, self.gate, watch, self.counts, _any, _any)
         pool = self._undo.enter_context(ThreadPoolExecutor(16))
         self._server = grpc.server(pool, options=server_options(self.limits))
         self._server.add_generic_rpc_handlers((self,))
@@ -111,7 +115,7 @@ class BulkServer(grpc.GenericRpcHandler):
         if details.method == APPEND:
             return grpc.stream_stream_rpc_method_handler(self._streamed(self.bulk.append))
         if details.method == DOWNLOAD:
-            return grpc.unary_stream_rpc_method_handler(self._streamed(self.bulk.download))
+            return grpc.stream_stream_rpc_method_handler(self._streamed(self.bulk.download))
         control: dict[str, tuple[type[Any], Handler]] = {
             "CreateUpload": (wire.CreateUploadRequest, self._create),
             "QueryUpload": (wire.UploadRef, self._query),
@@ -132,7 +136,9 @@ class BulkServer(grpc.GenericRpcHandler):
     def _streamed(self, method: Handler) -> Handler:
         def handle(request: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
             with answering(context):
-                yield from method(self._caller(context), request, context)
+                caller = self._caller(context)
+                self.gate.call(caller.site)
+                yield from method(caller, request, context)
 
         return handle
 

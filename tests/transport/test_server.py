@@ -226,6 +226,16 @@ def test_data_set_is_at_one_site_only_also_after_a_restart(folder: Path) -> None
         net.caller("a").hello("the-data")
 
 
+def test_data_set_of_a_revoked_name_can_come_back_under_another(net: Net, a: Caller) -> None:
+    a.hello("the-data")
+    b = net.caller("b")
+    assert refused(lambda: b.hello("the-data"))[0] is Code.FAILED_PRECONDITION
+    net.hub.members.revoke("a")
+    b.hello("the-data")
+    assert net.hub.book.dataset_of("b") == "the-data"
+    assert net.hub.book.dataset_of("a") is None
+
+
 def test_site_without_a_data_set_takes_no_part(net: Net) -> None:
     net.open_run("a")
     a = net.caller("a")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import zipfile
+from contextlib import suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from whole_server import (
 
 from fedot.federation.jobs import JobQueue
 from fedot.transport import fedot_pb2 as pb
+from fedot.transport.authorize import Asked
 from fedot.transport.limits import Limits
 
 Code = grpc.StatusCode
@@ -38,10 +40,30 @@ def test_upload_counts_once_and_is_written_down(net: Net, a: Caller) -> None:
         assert a.upload(UPDATE).is_committed
     (committed,) = net.hub.uploads.committed(RUN, 1)
     assert committed.path.read_bytes() == UPDATE
-    lines = net.lines("received")
-    assert {line["facts"]["digest"] for line in lines} == {digest(UPDATE)}
-    assert lines[0]["facts"]["num_bytes"] == len(UPDATE)
+    (line,) = net.lines("received")
+    assert (line["facts"]["digest"], line["facts"]["num_bytes"]) == (digest(UPDATE), len(UPDATE))
+    assert net.hub.board.next_event(0) is not None
+    assert net.hub.board.next_event(0) is None
     assert a.next().WhichOneof("what") == "wait"
+
+
+def test_hellos_without_end_do_not_fill_the_log(net: Net, a: Caller) -> None:
+    num_calls = 100
+    for _ in range(num_calls):
+        a.hello()
+    b = net.caller("b")
+    b.hello()
+    lines = net.lines("hello")
+    of_a = [line for line in lines if line["peer"] == "a"]
+    # The machine may be slow, and each second has two.
+    assert len(of_a) < num_calls
+    assert [line["peer"] for line in lines].count("b") == 1
+    threading.Event().wait(0.6)
+    a.hello()
+    told = sum(
+        1 + line["facts"].get("left_out", 0) for line in net.lines("hello") if line["peer"] == "a"
+    )
+    assert told == num_calls + 2
 
 
 def test_second_different_update_of_a_round_is_a_conflict(net: Net, a: Caller) -> None:
@@ -103,12 +125,61 @@ def test_wrong_digest_oversize_and_odd_metadata_are_refused(net: Net, a: Caller)
     assert a.upload(UPDATE).is_committed
 
 
+def test_update_that_cannot_be_of_the_runs_adapter_is_refused_before_a_byte(
+    net: Net, a: Caller
+) -> None:
+    net.open_run("a")
+    net.post(1, "a", most_bytes=len(UPDATE))
+    code, text = refused(lambda: a.create(a.binding(digest(UPDATE)), len(UPDATE) + 1))
+    assert code is Code.INVALID_ARGUMENT
+    assert f"more than {len(UPDATE)}" in text
+    assert not list((net.folder / "uploads").glob("*.part"))
+    assert a.upload(UPDATE).is_committed
+
+
 @pytest.mark.parametrize("name", ["../keys/owner.key", "/etc/passwd", "a\0b", "", ".", "STATE"])
 def test_names_are_looked_up_and_never_opened(net: Net, a: Caller, name: str) -> None:
     net.open_run("a")
     state = net.post(1, "a")
     assert a.download(a.binding(state), "state") == b"state"
     assert refused(lambda: a.download(a.binding(state), name))[0] is Code.INVALID_ARGUMENT
+
+
+def test_flood_of_downloads_costs_a_line_for_each_that_begins_and_no_more(folder: Path) -> None:
+    with running(folder, limits=Limits(max_calls_per_s=5, max_streams_per_site=1)) as net:
+        a = net.caller("a")
+        a.hello()
+        net.open_run("a")
+        state = net.post(1, "a")
+        got = 0
+        for _ in range(60):
+            with suppress(grpc.RpcError):
+                got += a.download(a.binding(state), "state") == b"state"
+        assert 0 < got < 60
+        assert len(net.lines("released")) == got
+
+
+def test_what_is_not_there_is_not_released(net: Net, a: Caller) -> None:
+    net.open_run("a")
+    state = net.post(1, "a")
+    assert refused(lambda: a.download(a.binding(state), "other"))[0] is Code.INVALID_ARGUMENT
+    assert not net.lines("released")
+
+
+def test_hooks_are_not_asked_of_a_flood_of_appends(folder: Path) -> None:
+    asked: list[str] = []
+
+    def rules(what: Asked) -> str | None:
+        asked.append(what.action)
+        return None
+
+    with running(folder, {"rules": rules}, Limits(max_calls_per_s=5)) as net:
+        a = net.caller("a")
+        passed = 0
+        for _ in range(60):
+            passed += refused(lambda: a.append("no such", UPDATE))[0] is Code.NOT_FOUND
+        assert 0 < passed < 60
+        assert len(asked) == passed
 
 
 def test_state_of_an_earlier_round_and_of_others_is_not_given(

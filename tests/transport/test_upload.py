@@ -210,6 +210,29 @@ def test_what_came_before_a_failure_is_kept(store: UploadStore) -> None:
     assert store.query(state.upload_id, binding()).committed_offset == 1000
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_reader_that_fails_for_no_reason_of_ours_ends_its_stream(store: UploadStore) -> None:
+    """Or whoever answers would wait for it for ever, and hold a thread and a place."""
+    state, met = begin(store), list[Exception]()
+
+    def broken() -> Iterator[bytes]:
+        yield PAYLOAD[:100]
+        raise MemoryError
+
+    def answer() -> None:
+        try:
+            list(store.append(state.upload_id, "hospital-a", 0, broken()))
+        except TransportError as error:
+            met.append(error)
+
+    answering = threading.Thread(target=answer, daemon=True)
+    answering.start()
+    answering.join(PATIENCE_S)
+    assert [str(error) for error in met if "could not go on" in str(error)]
+    send(store, state.upload_id, 100, PAYLOAD[100:])
+    assert store.commit(state.upload_id, binding()).is_committed
+
+
 def test_an_upload_belongs_to_its_site_run_round_and_digest(store: UploadStore) -> None:
     state = begin(store)
     with pytest.raises(Denied, match="another site"):

@@ -158,12 +158,15 @@ class Net:
         self.hub.board.open_run(RUN, digest(bundle), {site: "{}" for site in sites})
         return digest(bundle)
 
-    def post(self, round: int, *sites: str, state: bytes = b"state") -> str:
+    def post(
+        self, round: int, *sites: str, state: bytes = b"state", most_bytes: int | None = None
+    ) -> str:
         path = self.folder / f"state-{round}"
         path.write_bytes(state)
         self.hub.shelf.put(digest(state), {"state": path})
         cards = {site: "{}" for site in sites}
-        self.hub.board.post(Posted(RUN, round, digest(state), cards))
+        posted = Posted(RUN, round, digest(state), cards, most_bytes=most_bytes)
+        self.hub.board.post(posted)
         return digest(state)
 
 
