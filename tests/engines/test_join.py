@@ -305,7 +305,8 @@ def test_site_says_that_it_cannot_reach_its_server(party: Party) -> None:
 def test_server_hears_of_hello_with_the_policys_data_set(party: Party, bundle: Path) -> None:
     party.opens(bundle)
     party.joins(dataset_id="notes-2026")
-    party.wait_for(lambda: party.net.lines("hello"))
+    # Until it is in the run, whose end then ends it too.
+    party.wait_for(lambda: party.net.lines("released"))
     (line,) = party.net.lines("hello")
     assert line["facts"]["dataset_id"] == "notes-2026"
     fields = {field.name for field in pb.HelloRequest.DESCRIPTOR.fields}
