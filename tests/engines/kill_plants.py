@@ -93,9 +93,9 @@ def _forget_received(is_server: bool, home: Path) -> None:
     drop = UploadStore.drop
     post = RemoteEngine._post
 
-    def forget(self: RemoteEngine, task: Any, cohort: Any) -> None:
+    def forget(self: RemoteEngine, task: Any, *asked: Any) -> Any:
         drop(self._uploads, task.run_id, task.round)
-        post(self, task, cohort)
+        return post(self, task, *asked)
 
     RemoteEngine._post = forget  # type: ignore[method-assign]
 

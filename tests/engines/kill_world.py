@@ -205,7 +205,7 @@ class Watched:
     def _accepted(self, journal: Any, round: int, client: str, *_: Any) -> None:
         self.trace("accepted", site=client, round=round)
 
-    def _posted(self, engine: Any, task: Any, cohort: Any) -> None:
+    def _posted(self, engine: Any, task: Any, cohort: Any, *_: Any) -> None:
         self.trace("posted", round=task.round, sites=list(cohort))
 
     def _keep_evidence(self, journal: Any, round: int, *_: Any) -> None:
