@@ -28,6 +28,7 @@ from whole_server import (
 from fedot.federation.jobs import JobQueue
 from fedot.transport import fedot_pb2 as pb
 from fedot.transport.authorize import Asked
+from fedot.transport.limits import _MOST_OPEN_CALLS as MOST_OPEN
 from fedot.transport.limits import Limits
 
 Code = grpc.StatusCode
@@ -282,13 +283,13 @@ def test_waiting_calls_of_one_site_hold_one_thread(net: Net, a: Caller, b: Calle
     net.open_run("a", "b")
     call = a.channel.unary_unary("/fedot.v1.Federation/Next")
     message = pb.NextRequest(run_id=RUN, wait_s=PATIENCE_S).SerializeToString()
-    waiting = [call.future(message, timeout=2 * PATIENCE_S) for _ in range(20)]
+    waiting = [call.future(message, timeout=2 * PATIENCE_S) for _ in range(MOST_OPEN)]
     # All but the last one are answered at once, and that one by the task.
-    while sum(each.done() for each in waiting) < 19:
+    while sum(each.done() for each in waiting) < MOST_OPEN - 1:
         threading.Event().wait(0.02)
     net.post(1, "a")
     answers = [pb.NextReply.FromString(each.result()).WhichOneof("what") for each in waiting]
-    assert sorted(answers) == ["task_json", *["wait"] * 19]
+    assert sorted(answers) == ["task_json", *["wait"] * (MOST_OPEN - 1)]
     assert b.next().WhichOneof("what") == "wait"
 
 
